@@ -1,0 +1,62 @@
+# Each target sets up what it needs. `make test PYTHON=python3.13` takes another interpreter.
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv-$(VERSION)
+BIN := $(VENV)/bin
+
+# The demo's settings: milliseconds each way, the page's port, 1 to end after the table.
+RTT ?= 1
+PORT ?= 8000
+ONCE ?=
+
+.PHONY: run test test-core test-lowest check format bench examples clean
+
+run: $(VENV)/ready
+	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest $(ARGS)
+
+# What needs no server, with little to install: for every other interpreter of the machine.
+test-core: $(VENV)-core/ready
+	$(VENV)-core/bin/python -m pytest -m "not server" $(ARGS)
+
+# The whole suite on the lowest redis-py that is supported.
+test-lowest: $(VENV)-lowest/ready
+	$(VENV)-lowest/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/ready
+	$(BIN)/python -m bench $(ARGS)
+
+examples: $(VENV)/ready
+	$(BIN)/python -m pytest tests/test_examples.py $(ARGS)
+
+clean:
+	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+$(VENV)-core/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-core
+	$(VENV)-core/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-core/bin/python -m pip install --quiet --editable . --group core-test
+	@touch $@
+
+$(VENV)-lowest/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable . --group test "redis[hiredis]==7.0.0"
+	@touch $@

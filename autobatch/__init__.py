@@ -1,0 +1,15 @@
+"""Redis calls in one round trip, without a pipe argument.
+
+Inside a scope every call of a client is queued and returns a Future at once; the first value
+that is needed, or the end of the scope, sends the whole batch.
+"""
+
+from __future__ import annotations
+
+from autobatch import errors
+from autobatch.boundary import batch
+from autobatch.client import Redis, wrap
+from autobatch.future import Future, unwrap
+from autobatch.scope import flush
+
+__all__ = ["Future", "Redis", "batch", "errors", "flush", "unwrap", "wrap"]

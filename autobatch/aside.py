@@ -1,0 +1,74 @@
+"""What redis-py does on a connection of its own: it comes after what waits.
+
+Explicit pipelines, pub/sub and MONITOR take a connection from the pool themselves. Each is
+redis-py's own object, of a subclass that first sends what waits in the ambient scope.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+from redis.client import Monitor, Pipeline, PubSub
+
+from autobatch.future import unwrap
+from autobatch.scope import step_aside
+
+T = TypeVar("T")
+
+
+class _Pipeline:
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+
+    def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        step_aside()
+        return super().immediate_execute_command(*args, **options)  # type: ignore[misc]
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        step_aside()
+        return super().execute(*args, **kwargs)  # type: ignore[misc]
+
+
+class _PubSub:
+    def execute_command(self, *args: Any) -> Any:
+        step_aside()
+        return super().execute_command(*map(unwrap, args))  # type: ignore[misc]
+
+    def parse_response(self, *args: Any, **kwargs: Any) -> Any:
+        step_aside()  # what waits may be the very message
+        return super().parse_response(*args, **kwargs)  # type: ignore[misc]
+
+
+class _Monitor:
+    def __enter__(self) -> Any:
+        step_aside()
+        return super().__enter__()  # type: ignore[misc]
+
+    def next_command(self) -> Any:
+        step_aside()
+        return super().next_command()  # type: ignore[misc]
+
+
+_MIXINS: dict[type, type] = {Pipeline: _Pipeline, PubSub: _PubSub, Monitor: _Monitor}
+
+
+def aside(thing: T) -> T:
+    """Make a pipeline, pub/sub or monitor of redis-py flush first what waits; return it."""
+    thing.__class__ = _aside_class(type(thing))
+    return thing
+
+
+@functools.lru_cache(maxsize=None)  # bounded by the number of such classes
+def _aside_class(kind: type) -> type:
+    mixin = next(mixin for base, mixin in _MIXINS.items() if issubclass(kind, base))
+    if issubclass(kind, mixin):
+        return kind
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+
+
+def aside_module(namespace: Any) -> Any:
+    """Make the pipelines of a module's namespace, such as `client.json()`, flush first."""
+    pipeline = namespace.pipeline
+    namespace.pipeline = lambda *args, **kwargs: aside(pipeline(*args, **kwargs))
+    return namespace

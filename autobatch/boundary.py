@@ -1,0 +1,307 @@
+"""`batch`: the decorator and context manager that marks where a scope begins and ends."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from autobatch.promise import Failure
+from autobatch.scope import (
+    MAX_BYTES,
+    MAX_COMMANDS,
+    AtomicPart,
+    DiscardingPart,
+    OwnScope,
+    Scope,
+    ambient,
+    in_thread,
+    log_unseen,
+    open_scope,
+    surface,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+OnError = Literal["flush", "discard"]
+
+
+class _Entered:
+    """One passage through a boundary."""
+
+    __slots__ = ("_discard", "_own", "_part", "_token", "scope")
+
+    def __init__(self, boundary: Boundary, outer: Scope | None) -> None:
+        self._own: OwnScope | None = None
+        self._part: AtomicPart | DiscardingPart | None = None
+        self._discard = boundary.on_error == "discard"
+        if outer is None:
+            outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes)
+        if boundary.atomic:
+            self._part = AtomicPart(outer)
+        elif self._discard and self._own is None:
+            self._part = DiscardingPart(outer)
+        self.scope: Scope = self._part or outer
+        self._token = ambient.set(self.scope)
+
+    def leave(self, error: BaseException | None) -> None:
+        """End it, and raise the errors that nobody has looked at."""
+        try:
+            failures = self._end(error)
+        finally:
+            ambient.reset(self._token)
+        surface(failures, error)
+
+    async def aleave(self, error: BaseException | None) -> None:
+        """The same, without blocking the event loop."""
+        failures: list[Failure]
+        try:
+            if self.scope.busy:
+                failures = await in_thread(lambda: self._end(error), abandoned=log_unseen)
+            else:
+                failures = self._end(error)
+        finally:
+            ambient.reset(self._token)
+        surface(failures, error)
+
+    def suspend(self) -> None:
+        """Take the scope out of the context, while a generator lends control to its consumer."""
+        ambient.reset(self._token)
+
+    def resume(self) -> None:
+        """Put it back, perhaps into the context of another task."""
+        self._token = ambient.set(self.scope)
+
+    def _end(self, error: BaseException | None) -> list[Failure]:
+        if self._part is not None:
+            self._part.leave(error)
+        if self._own is None:
+            return []
+        if error is not None and self._discard:
+            self._own.discard()
+        return self._own.close()
+
+
+class Boundary:
+    """What `batch(...)` returns: a decorator, and a context manager of both kinds.
+
+    Attributes:
+        join, atomic, on_error, max_commands, max_bytes: as given to `batch`.
+    """
+
+    def __init__(
+        self, *, join: bool, atomic: bool, on_error: OnError, max_commands: int, max_bytes: int
+    ) -> None:
+        if on_error not in ("flush", "discard"):
+            raise ValueError(f'on_error must be "flush" or "discard", not {on_error!r}')
+        if max_commands < 1 or max_bytes < 1:
+            raise ValueError("max_commands and max_bytes must be at least 1")
+        self.join = join
+        self.atomic = atomic
+        self.on_error = on_error
+        self.max_commands = max_commands
+        self.max_bytes = max_bytes
+        self._plain = join and not atomic and on_error == "flush"
+        self._entered: list[_Entered] = []  # of nested `with` blocks on this very object
+
+    def __enter__(self) -> Scope:
+        self._entered.append(self._enter())
+        return self._entered[-1].scope
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._entered.pop().leave(error)
+
+    async def __aenter__(self) -> Scope:
+        self._entered.append(await self._aenter())
+        return self._entered[-1].scope
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self._entered.pop().aleave(error)
+
+    def _enter(self) -> _Entered:
+        outer = open_scope()
+        if outer is not None and not self.join:
+            outer.step_aside()
+            outer = None
+        return _Entered(self, outer)
+
+    async def _aenter(self) -> _Entered:
+        outer = open_scope()
+        if outer is not None and not self.join:
+            if outer.busy:
+                await in_thread(outer.step_aside)
+            outer = None
+        return _Entered(self, outer)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return `function` with this boundary around each call of it."""
+        wrapper: Any
+        if inspect.isasyncgenfunction(function):
+            wrapper = self._around_async_generator(function)
+        elif inspect.iscoroutinefunction(function):
+            wrapper = self._around_coroutine(function)
+        elif inspect.isgeneratorfunction(function):
+            wrapper = self._around_generator(function)
+        else:
+            wrapper = self._around_function(function)
+        return functools.wraps(function)(wrapper)
+
+    def _around_function(self, function: Callable[P, R]) -> Callable[P, R]:
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            if self._plain and open_scope() is not None:
+                return function(*args, **kwargs)
+            entered = self._enter()
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                entered.leave(error)
+                raise
+            entered.leave(None)
+            return result
+
+        return wrapper
+
+    def _around_coroutine(self, function: Callable[P, Any]) -> Callable[P, Any]:
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            if self._plain and open_scope() is not None:
+                return await function(*args, **kwargs)
+            entered = await self._aenter()
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                await entered.aleave(error)
+                raise
+            await entered.aleave(None)
+            return result
+
+        return wrapper
+
+    def _around_generator(self, function: Callable[P, Any]) -> Callable[P, Any]:
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
+            generator: Generator[Any, Any, Any] = function(*args, **kwargs)
+            if self._plain and open_scope() is not None:
+                return (yield from generator)
+            entered = self._enter()
+            step = functools.partial(next, generator)
+            try:
+                while True:
+                    try:
+                        item = step()
+                    except StopIteration as stop:
+                        result = stop.value
+                        break
+                    entered.suspend()
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        entered.resume()
+                        generator.close()
+                        result = None
+                        break
+                    except BaseException as error:
+                        entered.resume()
+                        step = functools.partial(generator.throw, error)
+                    else:
+                        entered.resume()
+                        step = functools.partial(generator.send, sent)
+            except BaseException as error:
+                entered.leave(error)
+                raise
+            entered.leave(None)
+            return result
+
+        return wrapper
+
+    def _around_async_generator(self, function: Callable[P, Any]) -> Callable[P, Any]:
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
+            generator: AsyncGenerator[Any, Any] = function(*args, **kwargs)
+            entered = await self._aenter()
+            step = functools.partial(anext, generator)
+            try:
+                while True:
+                    try:
+                        item = await step()
+                    except StopAsyncIteration:
+                        break
+                    entered.suspend()
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        entered.resume()
+                        await generator.aclose()
+                        break
+                    except BaseException as error:
+                        entered.resume()
+                        step = functools.partial(generator.athrow, error)
+                    else:
+                        entered.resume()
+                        step = functools.partial(generator.asend, sent)
+            except BaseException as error:
+                await entered.aleave(error)
+                raise
+            await entered.aleave(None)
+
+        return wrapper
+
+
+@overload
+def batch(function: Callable[P, R], /) -> Callable[P, R]: ...
+
+
+@overload
+def batch(
+    *,
+    join: bool = True,
+    atomic: bool = False,
+    on_error: OnError = "flush",
+    max_commands: int = MAX_COMMANDS,
+    max_bytes: int = MAX_BYTES,
+) -> Boundary: ...
+
+
+def batch(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    join: bool = True,
+    atomic: bool = False,
+    on_error: OnError = "flush",
+    max_commands: int = MAX_COMMANDS,
+    max_bytes: int = MAX_BYTES,
+) -> Callable[P, R] | Boundary:
+    """Mark where a scope begins and ends: `@batch`, `@batch(...)`, `with batch() as scope`.
+
+    Inside, every call of a batching client is queued and returns a Future; what waits is sent in
+    one round trip when a value is needed, at the latest when the outermost scope ends. It works
+    on functions, methods, generators, coroutine functions and async generators, and as
+    `async with`. A generator's scope covers its body, not the code that consumes it.
+
+    Args:
+        join: become a part of the scope around it, if there is one. With False it opens its own,
+            after what waits around it was sent, and has sent everything when it ends.
+        atomic: run its own commands, those of each client, as one transaction (MULTI and EXEC,
+            in the same round trip). Their values are known after the block. If the block raises,
+            they are dropped.
+        on_error: "flush" sends what waits also when the block raises; "discard" drops those of
+            its commands that still wait then.
+        max_commands: a scope of its own is flushed early when so many commands wait.
+        max_bytes: likewise, when they hold so many bytes.
+
+    Raises:
+        Exception: at the end of the outermost scope, the first error of a command that nobody
+            has looked at; the others are its notes.
+    """
+    boundary = Boundary(
+        join=join,
+        atomic=atomic,
+        on_error=on_error,
+        max_commands=max_commands,
+        max_bytes=max_bytes,
+    )
+    return boundary if function is None else boundary(function)

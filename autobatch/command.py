@@ -1,0 +1,360 @@
+"""One Redis command, and the table that says how each command travels."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import redis
+
+from autobatch.errors import NotSent, OutcomeUnknown
+from autobatch.promise import PENDING, Failure, Owner, Promise
+
+
+class Travel(enum.Enum):
+    """How a command reaches the server."""
+
+    BATCHED = "batched"
+    ALONE = "alone"
+    """On a connection that it has for itself, after what waits was flushed."""
+
+
+class Traits:
+    """What autobatch has to know of a command.
+
+    Attributes:
+        name: upper case, a subcommand after one space.
+        words: the name as the wire wants it, where that is more than one argument.
+        travel: how it travels, or a function of its arguments that tells.
+        read_only: it changes nothing, so it may be sent again when its reply was lost.
+        keyed: its first argument is a key, which may be shown. Other arguments may be secret.
+        script: the command that takes a script's source where this one takes its digest.
+        plain: nothing about it is special: the hot path.
+    """
+
+    __slots__ = ("keyed", "name", "plain", "read_only", "script", "travel", "words")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        travel: Travel | Callable[[tuple[Any, ...]], Travel] = Travel.BATCHED,
+        read_only: bool = False,
+        keyed: bool = False,
+    ) -> None:
+        self.name = name
+        self.words = tuple(word.encode() for word in name.split()) if " " in name else None
+        self.travel = travel
+        self.read_only = read_only
+        self.keyed = keyed
+        self.script = _SCRIPT_BY_DIGEST.get(name)
+        self.plain = travel is Travel.BATCHED and self.words is None and self.script is None
+
+
+def _unless_blocking(args: tuple[Any, ...]) -> Travel:
+    """XREAD and XREADGROUP wait only if they are told to, by an option before STREAMS."""
+    for arg in args[1:]:
+        option = _text(arg).upper()
+        if option == "BLOCK":
+            return Travel.ALONE
+        if option == "STREAMS":
+            break
+    return Travel.BATCHED
+
+
+def _unless_other_database(args: tuple[Any, ...]) -> Travel:
+    """COPY reaches into another database only with its option DB."""
+    return Travel.ALONE if any(_text(arg).upper() == "DB" for arg in args[3:]) else Travel.BATCHED
+
+
+def _text(arg: object) -> str:
+    if isinstance(arg, (bytes, bytearray, memoryview)):
+        return bytes(arg).decode("latin-1")
+    return arg if isinstance(arg, str) else ""
+
+
+# The table. Names, and which of them only read, are what COMMAND of Valkey 9.1.2 answers (flag
+# "readonly"); tests/test_command.py holds them against the server that runs the tests.
+# A command that is not listed (a module's, a future server's) is batched, and counts as a write.
+
+_READS_KEY = """
+BITCOUNT BITFIELD_RO BITPOS DUMP EXISTS EXPIRETIME GEODIST GEOHASH GEOPOS GEORADIUS_RO
+GEORADIUSBYMEMBER_RO GEOSEARCH GET GETBIT GETRANGE HEXISTS HEXPIRETIME HGET HGETALL HKEYS HLEN
+HMGET HPEXPIRETIME HPTTL HRANDFIELD HSCAN HSTRLEN HTTL HVALS LCS LINDEX LLEN LPOS LRANGE MGET
+PEXPIRETIME PFCOUNT PTTL SCARD SDIFF SINTER SISMEMBER SMEMBERS SMISMEMBER SORT_RO SRANDMEMBER
+SSCAN STRLEN SUBSTR SUNION TOUCH TTL TYPE XLEN XPENDING XRANGE XREVRANGE ZCARD ZCOUNT ZLEXCOUNT
+ZMSCORE ZRANDMEMBER ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYLEX
+ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE
+"""
+_READS_KEY_OF_CONTAINER = """
+MEMORY|USAGE OBJECT|ENCODING OBJECT|FREQ OBJECT|IDLETIME OBJECT|REFCOUNT XINFO|CONSUMERS
+XINFO|GROUPS XINFO|STREAM
+"""
+_READS = """
+DBSIZE EVAL_RO EVALSHA_RO FCALL_RO KEYS LOLWUT RANDOMKEY SCAN SINTERCARD XREAD ZDIFF ZINTER
+ZINTERCARD ZUNION
+"""
+# Without the flag, since they touch no data; just as harmless to repeat.
+_HARMLESS = """
+COMMAND COMMAND|COUNT COMMAND|DOCS COMMAND|GETKEYS COMMAND|GETKEYSANDFLAGS COMMAND|INFO
+COMMAND|LIST CONFIG|GET ECHO FUNCTION|DUMP FUNCTION|LIST FUNCTION|STATS INFO LASTSAVE
+PING PUBSUB|CHANNELS PUBSUB|NUMPAT PUBSUB|NUMSUB PUBSUB|SHARDCHANNELS PUBSUB|SHARDNUMSUB ROLE
+SCRIPT|EXISTS SLOWLOG|GET SLOWLOG|LEN TIME
+"""
+_WRITES_KEY = """
+APPEND BITFIELD DECR DECRBY DEL DELIFEQ EXPIRE EXPIREAT GEOADD GEORADIUS GEORADIUSBYMEMBER
+GEOSEARCHSTORE GETDEL GETEX GETSET HDEL HEXPIRE HEXPIREAT HGETDEL HGETEX HINCRBY HINCRBYFLOAT
+HMSET HPERSIST HPEXPIRE HPEXPIREAT HSET HSETEX HSETNX INCR INCRBY INCRBYFLOAT LINSERT LMOVE LPOP
+LPUSH LPUSHX LREM LSET LTRIM MSET MSETNX PERSIST PEXPIRE PEXPIREAT PFADD PFMERGE PSETEX RENAME
+RENAMENX RESTORE RPOP RPOPLPUSH RPUSH RPUSHX SADD SDIFFSTORE SET SETBIT SETEX SETNX SETRANGE
+SINTERSTORE SMOVE SORT SPOP SREM SUNIONSTORE UNLINK XACK XADD XAUTOCLAIM XCLAIM XDEL XSETID XTRIM
+ZADD ZDIFFSTORE ZINCRBY ZINTERSTORE ZPOPMAX ZPOPMIN ZRANGESTORE ZREM ZREMRANGEBYLEX
+ZREMRANGEBYRANK ZREMRANGEBYSCORE ZUNIONSTORE
+"""
+# Blocking, by the server's flag; WAIT also counts the writes of its own connection only.
+_BLOCKING = """
+BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF
+"""
+# They change the connection they run on, and a batch shares one with others.
+_CONNECTION = """
+ASKING AUTH DISCARD EXEC HELLO HIMPORT MONITOR MULTI PSUBSCRIBE PUNSUBSCRIBE QUIT READONLY
+READWRITE RESET SELECT SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE UNWATCH WATCH
+"""
+# They stop, replace or suspend the server, or act across databases, whose order only a flush
+# keeps. SCRIPT LOAD is here because redis-py's Script needs the digest at once.
+_SERVER = """
+DEBUG FAILOVER FLUSHALL FUNCTION|KILL MIGRATE MOVE PSYNC REPLCONF REPLICAOF SAVE SCRIPT|DEBUG
+SCRIPT|KILL SCRIPT|LOAD SHUTDOWN SLAVEOF SWAPDB SYNC
+"""
+# Every subcommand of these travels alone.
+_ALONE_CONTAINERS = frozenset({"ACL", "CLIENT", "CLUSTER", "DEBUG", "HIMPORT", "MODULE"})
+
+# What replaces a script's digest by its source: see Batch.seal.
+_SCRIPT_BY_DIGEST = {"EVALSHA": "EVAL", "EVALSHA_RO": "EVAL_RO"}
+
+
+def _build_table() -> dict[str, Traits]:
+    table: dict[str, Traits] = {}
+
+    def put(names: str, **traits: Any) -> None:
+        for word in names.split():
+            name = word.replace("|", " ")
+            table[name] = Traits(name, **traits)
+
+    put(_READS_KEY + _READS_KEY_OF_CONTAINER, read_only=True, keyed=True)
+    put(_READS + _HARMLESS, read_only=True)
+    put(_WRITES_KEY, keyed=True)
+    put(_BLOCKING + _CONNECTION + _SERVER, travel=Travel.ALONE)
+    put("EVAL EVALSHA")
+    put("XREAD", travel=_unless_blocking, read_only=True)
+    put("XREADGROUP", travel=_unless_blocking)
+    put("COPY", travel=_unless_other_database, keyed=True)
+    return table
+
+
+# Looked up by redis-py's own spelling ("GET", "SCRIPT LOAD"): one dict access on the hot path.
+TABLE = _build_table()
+
+
+def traits_of(args: tuple[Any, ...]) -> Traits:
+    """Return the traits of a command spelled in any way that redis-py accepts.
+
+    The name may be bytes or lower case, and a subcommand may stand in the name or after it.
+    """
+    name = " ".join(_text(args[0]).upper().split())
+    container, _, subcommand = name.partition(" ")
+    if not subcommand and len(args) > 1:
+        split = TABLE.get(f"{name} {_text(args[1]).upper()}")
+        if split is not None:
+            # The arguments hold both words already.
+            traits = Traits(split.name, travel=split.travel, read_only=split.read_only)
+            traits.words = None
+            return traits
+    if container in _ALONE_CONTAINERS:
+        return Traits(name, travel=Travel.ALONE)
+    return TABLE.get(name) or Traits(name)
+
+
+class Script:
+    """A Lua script whose source is known.
+
+    Attributes:
+        digest: SHA1 of the source, in hexadecimal, as EVALSHA takes it.
+        source: the script's text.
+    """
+
+    __slots__ = ("digest", "source")
+
+    def __init__(self, digest: str, source: str | bytes) -> None:
+        self.digest = digest
+        self.source = source
+
+
+class Command(Promise):
+    """One command of one client, and the promise of its reply.
+
+    Attributes:
+        traits: what the table says of it.
+        args: its arguments as called, the name first.
+        options: redis-py's options of the reply, for the response callback.
+        packed: its bytes on the wire.
+        callback: redis-py's response callback of the client that called it.
+        wire: what it travels on.
+    """
+
+    __slots__ = (
+        "_code",
+        "_instruction",
+        "args",
+        "callback",
+        "options",
+        "packed",
+        "traits",
+        "wire",
+    )
+
+    reply_count = 1
+
+    def __init__(
+        self,
+        traits: Traits,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        packed: bytes,
+        callback: Callable[..., Any] | None,
+        wire: Any,
+        owner: Owner,
+        caller: FrameType | None,
+    ) -> None:
+        self.outcome = PENDING
+        self.owner = owner
+        self._callbacks = None
+        self.traits = traits
+        self.args = args
+        self.options = options
+        self.packed = packed
+        self.callback = callback
+        self.wire = wire
+        # Code and instruction, not the line: that is looked up if it is ever asked for.
+        self._code: CodeType | None
+        if caller is None:
+            self._code = None
+        else:
+            self._code = caller.f_code
+            self._instruction = caller.f_lasti
+
+    def settle(self, reply: Any) -> None:
+        """Settle with the server's reply, as redis-py's parse_response would give it."""
+        if isinstance(reply, Exception):
+            if _EMPTY_RESPONSE in self.options and isinstance(reply, redis.ResponseError):
+                self.outcome = self.options[_EMPTY_RESPONSE]
+            else:
+                self.fail(reply)
+            return
+        if self.callback is not None:
+            options = self.options
+            if options:
+                options = {k: v for k, v in options.items() if k not in _REPLY_OPTIONS}
+            try:
+                reply = self.callback(reply, **options)
+            except Exception as error:
+                self.fail(error)
+                return
+        self.outcome = reply
+
+    def fail(self, error: BaseException) -> None:
+        """Settle with an error, which surfaces at the end of the scope if nobody looks at it."""
+        self.outcome = failure = Failure(error, self)
+        self.owner.remember(failure)
+
+    def not_sent(self, why: str, cause: BaseException | None = None) -> None:
+        """Settle as certainly not run."""
+        self.fail(NotSent.because(f"{self.describe()} was not sent: {why}", cause))
+
+    def drop(self, why: str) -> None:
+        """Settle as not sent because the program said so, which is no error of its own."""
+        self.not_sent(why)
+        self.outcome.seen = True
+
+    def outcome_unknown(self, why: str, cause: BaseException | None = None) -> None:
+        """Settle as perhaps run."""
+        message = f"{self.describe()} was sent, but its reply was lost ({why})"
+        if not self.read_only:
+            message += "; it may have run, so it was not sent again"
+        self.fail(OutcomeUnknown.because(message, cause))
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it may be sent again after its reply was lost."""
+        return self.traits.read_only
+
+    @property
+    def never_decode(self) -> bool:
+        """Whether redis-py wants the reply as bytes, whatever the client decodes."""
+        return NEVER_DECODE in self.options
+
+    def describe(self) -> str:
+        """Return the name and, where the first argument is a key, the key, truncated."""
+        if not self.traits.keyed or len(self.args) < 2:
+            return self.traits.name
+        at = 1 + self.traits.name.count(" ") * (" " not in _text(self.args[0]))
+        key = self.args[at] if len(self.args) > at else ""
+        shown = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
+        if len(shown) > _SHOWN_KEY_LENGTH:
+            shown = shown[:_SHOWN_KEY_LENGTH] + "..."
+        return f"{self.traits.name} {shown}"
+
+    def note(self) -> str:
+        code = self._code
+        if code is None:
+            return self.describe()
+        positions = itertools.islice(code.co_positions(), self._instruction // 2, None)
+        line = next(positions)[0]
+        return f"{self.describe()}, queued at {code.co_filename}:{line} in {code.co_qualname}"
+
+
+class ScriptCall(Command):
+    """A call of a script whose source is known.
+
+    Attributes:
+        script: what it calls.
+    """
+
+    __slots__ = ("script",)
+
+    script: Script
+
+    def with_source(self) -> tuple[Any, ...]:
+        """Return the arguments that bring the source along, instead of the digest."""
+        return (self.traits.script, self.script.source, *self.args[2:])
+
+
+NEVER_DECODE = "NEVER_DECODE"  # redis-py's option of that name
+_EMPTY_RESPONSE = "EMPTY_RESPONSE"
+# For parse_response itself, not for the callback.
+_REPLY_OPTIONS = frozenset({NEVER_DECODE, _EMPTY_RESPONSE, "keys"})
+_SHOWN_KEY_LENGTH = 60
+
+# Frames of these packages stand between a command and the line of the program that called it.
+_PACKAGES = tuple(
+    os.path.dirname(path) + os.sep for path in (redis.__file__, os.path.abspath(__file__))
+)
+_is_library: dict[str, bool] = {}
+
+
+def calling_frame() -> FrameType:
+    """Return the frame of the program that called into redis-py or autobatch."""
+    frame = sys._getframe(2)
+    while True:
+        filename = frame.f_code.co_filename
+        library = _is_library.get(filename)
+        if library is None:
+            library = _is_library[filename] = filename.startswith(_PACKAGES)
+        if not library or frame.f_back is None:
+            return frame
+        frame = frame.f_back

@@ -1,0 +1,65 @@
+"""Every error that autobatch raises, and its wording."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+
+class AutobatchError(Exception):
+    """The base of autobatch's own errors."""
+
+
+class NotReady(AutobatchError):
+    """A value was needed where it cannot be had yet, such as inside an open atomic block."""
+
+
+class _Undelivered(AutobatchError, RedisConnectionError):
+    """A command without a reply. Also what caused it: see `_caused_by`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class may have been made by `_with_cause`, so pickle cannot find it by its name.
+        cause = type(self).__dict__.get("cause_type")
+        base = type(self).__bases__[0] if cause else type(self)
+        return _rebuild, (base, cause, self.args)
+
+    @classmethod
+    def because(cls, message: str, cause: BaseException | None = None) -> _Undelivered:
+        """Return an error of this class that `except` clauses for the type of `cause` catch too.
+
+        Code written for redis-py tells `TimeoutError` from `ConnectionError` and from
+        `AuthenticationError`; it must keep working, whichever of them was the reason.
+        """
+        cause_type = type(cause) if isinstance(cause, RedisError) else None
+        error = _rebuild(cls, cause_type, (f"{message}: {cause}" if cause else message,))
+        error.__cause__ = cause
+        return error
+
+
+class NotSent(_Undelivered):
+    """The command certainly did not run: it was never sent whole, or it was discarded."""
+
+
+class OutcomeUnknown(_Undelivered):
+    """The command was sent and its reply was lost: it may have run, and is not sent again."""
+
+
+class BlockingFlushWarning(RuntimeWarning):
+    """A synchronous client waited for its server on a thread that runs an event loop."""
+
+
+def _rebuild(base: type[_Undelivered], cause: type | None, args: tuple[Any, ...]) -> _Undelivered:
+    return _with_cause(base, cause)(*args)
+
+
+@functools.lru_cache(maxsize=None)  # bounded by the number of redis-py's error classes
+def _with_cause(base: type[_Undelivered], cause: type | None) -> type[_Undelivered]:
+    if cause is None or issubclass(base, cause):
+        return base
+    if issubclass(cause, AutobatchError):
+        return base
+    bases = (base, cause)
+    return type(base.__name__, bases, {"__module__": base.__module__, "cause_type": cause})

@@ -1,0 +1,213 @@
+"""A proxy that counts: what a program really sends to its server, on a real connection.
+
+    with Proxy(port=6379) as proxy:
+        client = autobatch.Redis(port=proxy.port)
+        ...
+        assert proxy.names == [["GET", "SET"]]      # one exchange of two commands
+
+It can also delay, to stand for a network: `python -m autobatch.testing --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import threading
+from typing import Any
+
+import hiredis
+
+# What redis-py sends on a new connection, before the first command of the program.
+_GREETING = {"AUTH", "CLIENT", "HELLO", "SELECT"}
+
+
+class Proxy:
+    """A TCP proxy in front of a Redis server, in a thread of its own.
+
+    An exchange starts when a command arrives on a connection that owes its client no reply, and
+    takes in all that arrives until nothing is owed. What redis-py sends to greet a server is
+    not counted.
+
+    Attributes:
+        port: where it listens, on the loopback address.
+        exchanges: for each exchange its commands, as tuples of bytes.
+    """
+
+    def __init__(
+        self, port: int, host: str = "127.0.0.1", *, delay: float = 0.0005, listen: int = 0
+    ) -> None:
+        """Prepare a proxy.
+
+        Args:
+            port: the server's port.
+            host: the server's address.
+            delay: seconds that everything takes in each direction. A little of it keeps a large
+                write together, which arrives in pieces.
+            listen: the port to listen on; 0 takes a free one.
+        """
+        self.port = listen
+        self.delay = delay
+        self.exchanges: list[list[tuple[bytes, ...]]] = []
+        self._server = (host, port)
+        self._links: set[_Link] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="autobatch-proxy", daemon=True)
+        self._listening = threading.Event()
+
+    @property
+    def names(self) -> list[list[str]]:
+        """The names of the commands, exchange by exchange."""
+        return [[command[0].decode().upper() for command in one] for one in self.exchanges]
+
+    @property
+    def round_trips(self) -> int:
+        """How many exchanges there were."""
+        return len(self.exchanges)
+
+    @property
+    def commands(self) -> int:
+        """How many commands there were."""
+        return sum(map(len, self.exchanges))
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.exchanges.clear()
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        self._listening.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def serve_forever(self) -> None:
+        """Run in this thread, until interrupted."""
+        self._run()
+
+    def _run(self) -> None:
+        loop = self._loop
+        server = loop.run_until_complete(
+            loop.create_server(lambda: _ClientSide(self, loop), "127.0.0.1", self.port)
+        )
+        self.port = server.sockets[0].getsockname()[1]
+        self._listening.set()
+        try:
+            loop.run_forever()
+        finally:
+            server.close()
+            for link in list(self._links):
+                link.close()
+            # Closed transports tell their protocols in the loop's next turn.
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+
+class _Link:
+    """One client's connection, with its connection to the server."""
+
+    def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
+        self.proxy = proxy
+        self.loop = loop
+        self.client: asyncio.Transport | None = None
+        self.server: asyncio.Transport | None = None
+        self.early: list[bytes] = []  # came before the server was connected
+        self._requests = hiredis.Reader()
+        self._replies = hiredis.Reader()
+        self._owed = 0
+        self._greeting = True
+        self._exchange: list[tuple[bytes, ...]] | None = None
+
+    def count_requests(self, data: bytes) -> None:
+        self._requests.feed(data)
+        while (command := self._requests.gets()) is not False:
+            if self._greeting and command[0].decode().upper() in _GREETING:
+                self._owed += 1
+                continue
+            self._greeting = False
+            if self._owed == 0 or self._exchange is None:
+                self._exchange = []
+                self.proxy.exchanges.append(self._exchange)
+            self._exchange.append(tuple(command))
+            self._owed += 1
+
+    def count_replies(self, data: bytes) -> None:
+        self._replies.feed(data)
+        while (reply := self._replies.gets()) is not False:
+            if not isinstance(reply, hiredis.PushNotification):
+                self._owed -= 1
+
+    def later(self, transport: asyncio.Transport, data: bytes) -> None:
+        self.loop.call_later(self.proxy.delay, transport.write, data)
+
+    def close(self) -> None:
+        self.proxy._links.discard(self)
+        for transport in (self.client, self.server):
+            if transport is not None:
+                transport.close()
+
+
+class _ClientSide(asyncio.Protocol):
+    def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
+        self._link = _Link(proxy, loop)
+
+    def connection_made(self, transport: Any) -> None:
+        link = self._link
+        link.client = transport
+        link.proxy._links.add(link)
+        self._connecting = link.loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        link = self._link
+        try:
+            await link.loop.create_connection(lambda: _ServerSide(link), *link.proxy._server)
+        except OSError:
+            link.close()
+
+    def data_received(self, data: bytes) -> None:
+        link = self._link
+        link.count_requests(data)
+        if link.server is None:
+            link.early.append(data)
+        else:
+            link.later(link.server, data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._link.close()
+
+
+class _ServerSide(asyncio.Protocol):
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+
+    def connection_made(self, transport: Any) -> None:
+        self._link.server = transport
+        for data in self._link.early:
+            self._link.later(transport, data)
+
+    def data_received(self, data: bytes) -> None:
+        link = self._link
+        link.count_replies(data)
+        if link.client is not None:
+            link.later(link.client, data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._link.close()
+
+
+def main() -> None:
+    """Run a proxy from the command line."""
+    parser = argparse.ArgumentParser(description="A proxy that stands for a network.")
+    parser.add_argument("--server", type=int, required=True, help="the server's port")
+    parser.add_argument("--listen", type=int, default=0, help="the port to listen on")
+    parser.add_argument("--delay", type=float, default=1.0, help="milliseconds each way")
+    options = parser.parse_args()
+    proxy = Proxy(options.server, listen=options.listen, delay=options.delay / 1000)
+    with contextlib.suppress(KeyboardInterrupt):
+        proxy.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

