@@ -6,10 +6,22 @@ that is needed, or the end of the scope, sends the whole batch.
 
 from __future__ import annotations
 
-from autobatch import errors
+from autobatch import asgi, errors, wsgi
 from autobatch.boundary import batch
 from autobatch.client import Redis, wrap
 from autobatch.future import Future, unwrap
+from autobatch.resolve import resolve
 from autobatch.scope import flush
 
-__all__ = ["Future", "Redis", "batch", "errors", "flush", "unwrap", "wrap"]
+__all__ = [
+    "Future",
+    "Redis",
+    "asgi",
+    "batch",
+    "errors",
+    "flush",
+    "resolve",
+    "unwrap",
+    "wrap",
+    "wsgi",
+]

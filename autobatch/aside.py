@@ -55,12 +55,13 @@ _MIXINS: dict[type, type] = {Pipeline: _Pipeline, PubSub: _PubSub, Monitor: _Mon
 
 def aside(thing: T) -> T:
     """Make a pipeline, pub/sub or monitor of redis-py flush first what waits; return it."""
-    thing.__class__ = _aside_class(type(thing))
+    kind: Any = type(thing)
+    thing.__class__ = _aside_class(kind)
     return thing
 
 
-@functools.lru_cache(maxsize=None)  # bounded by the number of such classes
-def _aside_class(kind: type) -> type:
+@functools.cache  # bounded by the number of such classes
+def _aside_class(kind: Any) -> Any:
     mixin = next(mixin for base, mixin in _MIXINS.items() if issubclass(kind, base))
     if issubclass(kind, mixin):
         return kind

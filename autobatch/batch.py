@@ -65,9 +65,8 @@ class Transaction:
         else:
             raw = self.never_decode
             for command, reply in zip(self.commands, done, strict=True):
-                if raw and not command.never_decode:
-                    reply = self.wire.decode(reply)
-                command.settle(reply)
+                decode = raw and not command.never_decode
+                command.settle(self.wire.decode(reply) if decode else reply)
 
     def not_sent(self, why: str, cause: BaseException | None = None) -> None:
         for command in self.commands:
@@ -131,7 +130,10 @@ class Batch:
             self._settle_entries(entries, replies)
             return
         for entry, reply in zip(entries, replies, strict=True):
-            entry.settle(reply)
+            if entry.callback is None and not isinstance(reply, Exception):  # type: ignore[union-attr]  # usual: a Command
+                entry.outcome = reply  # type: ignore[union-attr]
+            else:
+                entry.settle(reply)
 
     def abort(self, replies: list[Any], written: int, cause: BaseException) -> None:
         """Settle what can be told after a connection broke; what may be sent again stays.

@@ -275,7 +275,7 @@ def batch(
     max_commands: int = MAX_COMMANDS,
     max_bytes: int = MAX_BYTES,
 ) -> Callable[P, R] | Boundary:
-    """Mark where a scope begins and ends: `@batch`, `@batch(...)`, `with batch() as scope`.
+    """Mark where a scope begins and ends, as a decorator or as a context manager.
 
     Inside, every call of a batching client is queued and returns a Future; what waits is sent in
     one round trip when a value is needed, at the latest when the outermost scope ends. It works
@@ -283,6 +283,7 @@ def batch(
     `async with`. A generator's scope covers its body, not the code that consumes it.
 
     Args:
+        function: what `@batch` without options decorates.
         join: become a part of the scope around it, if there is one. With False it opens its own,
             after what waits around it was sent, and has sent everything when it ends.
         atomic: run its own commands, those of each client, as one transaction (MULTI and EXEC,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -34,10 +35,9 @@ class Traits:
         read_only: it changes nothing, so it may be sent again when its reply was lost.
         keyed: its first argument is a key, which may be shown. Other arguments may be secret.
         script: the command that takes a script's source where this one takes its digest.
-        plain: nothing about it is special: the hot path.
     """
 
-    __slots__ = ("keyed", "name", "plain", "read_only", "script", "travel", "words")
+    __slots__ = ("keyed", "name", "read_only", "script", "travel", "words")
 
     def __init__(
         self,
@@ -52,8 +52,7 @@ class Traits:
         self.travel = travel
         self.read_only = read_only
         self.keyed = keyed
-        self.script = _SCRIPT_BY_DIGEST.get(name)
-        self.plain = travel is Travel.BATCHED and self.words is None and self.script is None
+        self.script: str | None = _SCRIPT_BY_DIGEST.get(name)
 
 
 def _unless_blocking(args: tuple[Any, ...]) -> Travel:
@@ -157,8 +156,14 @@ def _build_table() -> dict[str, Traits]:
     return table
 
 
-# Looked up by redis-py's own spelling ("GET", "SCRIPT LOAD"): one dict access on the hot path.
+# Looked up by redis-py's own spelling ("GET", "SCRIPT LOAD").
 TABLE = _build_table()
+# Those about which nothing is special: one dict access on the hot path.
+PLAIN = {
+    name: traits
+    for name, traits in TABLE.items()
+    if traits.travel is Travel.BATCHED and traits.words is None and traits.script is None
+}
 
 
 def traits_of(args: tuple[Any, ...]) -> Traits:
@@ -172,7 +177,9 @@ def traits_of(args: tuple[Any, ...]) -> Traits:
         split = TABLE.get(f"{name} {_text(args[1]).upper()}")
         if split is not None:
             # The arguments hold both words already.
-            traits = Traits(split.name, travel=split.travel, read_only=split.read_only)
+            traits = Traits(
+                split.name, travel=split.travel, read_only=split.read_only, keyed=split.keyed
+            )
             traits.words = None
             return traits
     if container in _ALONE_CONTAINERS:
@@ -205,13 +212,14 @@ class Command(Promise):
         packed: its bytes on the wire.
         callback: redis-py's response callback of the client that called it.
         wire: what it travels on.
+        code, instruction: where the program called it.
     """
 
     __slots__ = (
-        "_code",
-        "_instruction",
         "args",
         "callback",
+        "code",
+        "instruction",
         "options",
         "packed",
         "traits",
@@ -233,7 +241,7 @@ class Command(Promise):
     ) -> None:
         self.outcome = PENDING
         self.owner = owner
-        self._callbacks = None
+        self.callbacks = None
         self.traits = traits
         self.args = args
         self.options = options
@@ -241,12 +249,12 @@ class Command(Promise):
         self.callback = callback
         self.wire = wire
         # Code and instruction, not the line: that is looked up if it is ever asked for.
-        self._code: CodeType | None
+        self.code: CodeType | None
         if caller is None:
-            self._code = None
+            self.code = None
         else:
-            self._code = caller.f_code
-            self._instruction = caller.f_lasti
+            self.code = caller.f_code
+            self.instruction = caller.f_lasti
 
     def settle(self, reply: Any) -> None:
         """Settle with the server's reply, as redis-py's parse_response would give it."""
@@ -258,7 +266,7 @@ class Command(Promise):
             return
         if self.callback is not None:
             options = self.options
-            if options:
+            if not _REPLY_OPTIONS.isdisjoint(options):
                 options = {k: v for k, v in options.items() if k not in _REPLY_OPTIONS}
             try:
                 reply = self.callback(reply, **options)
@@ -300,20 +308,22 @@ class Command(Promise):
 
     def describe(self) -> str:
         """Return the name and, where the first argument is a key, the key, truncated."""
-        if not self.traits.keyed or len(self.args) < 2:
-            return self.traits.name
-        at = 1 + self.traits.name.count(" ") * (" " not in _text(self.args[0]))
-        key = self.args[at] if len(self.args) > at else ""
+        traits = self.traits
+        subcommand_apart = traits.words is None and " " in traits.name
+        keys = self.args[2:3] if subcommand_apart else self.args[1:2]
+        if not traits.keyed or not keys:
+            return traits.name
+        key = keys[0]
         shown = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
         if len(shown) > _SHOWN_KEY_LENGTH:
             shown = shown[:_SHOWN_KEY_LENGTH] + "..."
-        return f"{self.traits.name} {shown}"
+        return f"{traits.name} {shown}"
 
     def note(self) -> str:
-        code = self._code
+        code = self.code
         if code is None:
             return self.describe()
-        positions = itertools.islice(code.co_positions(), self._instruction // 2, None)
+        positions = itertools.islice(code.co_positions(), self.instruction // 2, None)
         line = next(positions)[0]
         return f"{self.describe()}, queued at {code.co_filename}:{line} in {code.co_qualname}"
 
@@ -341,20 +351,27 @@ _REPLY_OPTIONS = frozenset({NEVER_DECODE, _EMPTY_RESPONSE, "keys"})
 _SHOWN_KEY_LENGTH = 60
 
 # Frames of these packages stand between a command and the line of the program that called it.
-_PACKAGES = tuple(
-    os.path.dirname(path) + os.sep for path in (redis.__file__, os.path.abspath(__file__))
-)
-_is_library: dict[str, bool] = {}
+_PACKAGES = tuple(f"{pathlib.Path(path).parent}{os.sep}" for path in (redis.__file__, __file__))
 
 
-def calling_frame() -> FrameType:
-    """Return the frame of the program that called into redis-py or autobatch."""
-    frame = sys._getframe(2)
-    while True:
-        filename = frame.f_code.co_filename
-        library = _is_library.get(filename)
-        if library is None:
-            library = _is_library[filename] = filename.startswith(_PACKAGES)
-        if not library or frame.f_back is None:
-            return frame
+class _InLibrary(dict[str, bool]):
+    def __missing__(self, filename: str) -> bool:
+        answer = self[filename] = filename.startswith(_PACKAGES)
+        return answer
+
+
+# Whether a file is of redis-py or autobatch.
+IN_LIBRARY = _InLibrary()
+
+
+def calling_frame(frame: FrameType | None = None) -> FrameType:
+    """Return the frame of the program that called into redis-py or autobatch.
+
+    Args:
+        frame: where to start; by default the caller's.
+    """
+    if frame is None:
+        frame = sys._getframe(1)  # noqa: SLF001  # public in all but name
+    while IN_LIBRARY[frame.f_code.co_filename] and frame.f_back is not None:
         frame = frame.f_back
+    return frame

@@ -51,15 +51,14 @@ class BlockingFlushWarning(RuntimeWarning):
     """A synchronous client waited for its server on a thread that runs an event loop."""
 
 
-def _rebuild(base: type[_Undelivered], cause: type | None, args: tuple[Any, ...]) -> _Undelivered:
-    return _with_cause(base, cause)(*args)
+def _rebuild(base: Any, cause: type | None, args: tuple[Any, ...]) -> _Undelivered:
+    error: _Undelivered = _with_cause(base, cause)(*args)
+    return error
 
 
-@functools.lru_cache(maxsize=None)  # bounded by the number of redis-py's error classes
-def _with_cause(base: type[_Undelivered], cause: type | None) -> type[_Undelivered]:
-    if cause is None or issubclass(base, cause):
-        return base
-    if issubclass(cause, AutobatchError):
+@functools.cache  # bounded by the number of redis-py's error classes
+def _with_cause(base: Any, cause: type | None) -> Any:
+    if cause is None or issubclass(base, cause) or issubclass(cause, AutobatchError):
         return base
     bases = (base, cause)
     return type(base.__name__, bases, {"__module__": base.__module__, "cause_type": cause})

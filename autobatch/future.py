@@ -110,8 +110,10 @@ class Future:
 
     def __str__(self) -> str:
         # Logging must never flush: a record with a pending Future says that it is pending.
-        if _promise(self).outcome is PENDING and sys._getframe(1).f_code is _LOG_MESSAGE:
-            return repr(self)
+        if _promise(self).outcome is PENDING:
+            caller = sys._getframe(1)  # noqa: SLF001  # public in all but name
+            if caller.f_code is _LOG_MESSAGE:
+                return repr(self)
         return str(_promise(self).get())
 
     def __getattr__(self, name: str) -> Any:
@@ -225,7 +227,7 @@ class Future:
 # The slot's own accessors: attribute access on a Future is the value's.
 _slot: Any = Future.__dict__["_promise"]
 _promise: Callable[[Future], Promise] = _slot.__get__
-_set_promise: Callable[[Future, Promise], None] = _slot.__set__
+set_promise: Callable[[Future, Promise], None] = _slot.__set__
 _new = Future.__new__
 
 _LOG_MESSAGE = logging.LogRecord.getMessage.__code__
@@ -240,7 +242,7 @@ def _itself(value: T) -> T:
 def future_of(promise: Promise) -> Future:
     """Return a Future that shows `promise`."""
     future = _new(Future)
-    _set_promise(future, promise)
+    set_promise(future, promise)
     return future
 
 
@@ -258,10 +260,11 @@ def unwrap(value: T) -> T:
     Raises:
         Exception: the error of the command, if it failed.
     """
-    if type(value) is Future:
-        plain: T = _promise(value).get()
-        return plain
-    return value
+    if type(value) is not Future:
+        return value
+    future: Any = value
+    plain: T = _promise(future).get()
+    return plain
 
 
 class _Mapped(Promise):

@@ -83,14 +83,15 @@ class Promise:
     Attributes:
         outcome: PENDING, then for good a plain value or a `Failure`.
         owner: who settles it.
+        callbacks: what to call once it is settled.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "outcome", "owner")
+    __slots__ = ("__weakref__", "callbacks", "outcome", "owner")
 
     def __init__(self, owner: Owner) -> None:
         self.outcome: Any = PENDING
         self.owner = owner
-        self._callbacks: list[Callable[[Promise], None]] | None = None
+        self.callbacks: list[Callable[[Promise], None]] | None = None
 
     def get(self) -> Any:
         """Return the value, forcing it if need be.
@@ -113,9 +114,9 @@ class Promise:
     def when_settled(self, callback: Callable[[Promise], None]) -> None:
         """Call `callback` with this promise as soon as it is settled: once, perhaps now."""
         with _callbacks_lock:
-            if self._callbacks is None:
-                self._callbacks = []
-            self._callbacks.append(callback)
+            if self.callbacks is None:
+                self.callbacks = []
+            self.callbacks.append(callback)
         if self.outcome is PENDING:
             self.owner.follow(self)
         if self.outcome is not PENDING:  # perhaps only since then; they run once all the same
@@ -124,7 +125,7 @@ class Promise:
     def run_callbacks(self) -> None:
         """Run the callbacks of a settled promise, each once."""
         with _callbacks_lock:
-            callbacks, self._callbacks = self._callbacks, None
+            callbacks, self.callbacks = self.callbacks, None
         for callback in callbacks or ():
             callback(self)
 

@@ -147,7 +147,11 @@ class OwnScope(Scope):
 
     def add_unusual(self, entry: Entry) -> None:
         self._usual = False
-        self.add(entry)
+        for command in commands_of([entry]):
+            self._bytes += len(command.packed)
+        self._queue.append(entry)
+        if self.closed:
+            self.flush()
 
     def _take(self) -> list[Entry]:
         """Take the queue away; the caller holds `_flushing`."""
@@ -162,17 +166,17 @@ class OwnScope(Scope):
     def flush(self) -> None:
         if self._process is not _process:
             self.forked()
-        with self._flushing:
-            self._send()
+        if self.busy:
+            with self._flushing:
+                self._send()
 
     def step_aside(self) -> None:
-        if self.busy:
-            self.flush()
+        self.flush()
 
     def force(self, promise: Promise) -> None:
         if self._process is not _process:
             self.forked()
-        if asyncio._get_running_loop() is not None:
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
             _warn_of_blocking(promise)
         with self._flushing:
             while promise.outcome is PENDING:
@@ -184,11 +188,12 @@ class OwnScope(Scope):
 
     def _send(self) -> bool:
         """Send what waits; return whether there was anything. The caller holds `_flushing`."""
+        self._in_flight = True  # before the queue looks empty
         entries = self._take()
         if not entries:
+            self._in_flight = False
             return False
         self.stats.flushes += 1
-        self._in_flight = True
         waves = plan(entries, usual=self._usual)
         known = len(self._failures)
         try:
@@ -270,8 +275,7 @@ class OwnScope(Scope):
             The errors that nobody has looked at, in program order.
         """
         try:
-            self.flush()
-            while self._queue:  # what functions given to map() have called
+            while self.busy:  # again for what functions given to map() have called
                 self.flush()
             self.closed = True
             self.flush()  # what another thread has called in the meantime
@@ -283,6 +287,8 @@ class OwnScope(Scope):
 
     def unseen(self) -> list[Failure]:
         """Return, once, the errors that nobody has looked at so far, in program order."""
+        if not self._failures:
+            return []
         failures, self._failures = self._failures, []
         distinct = {id(failure): failure for failure in failures if not failure.seen}
         for failure in distinct.values():
@@ -493,7 +499,7 @@ def _warn_of_blocking(promise: Promise) -> None:
 
 
 def _after_fork() -> None:
-    global _process
+    global _process  # noqa: PLW0603  # the scopes of this process compare theirs with it
     _process = object()
 
 

@@ -22,6 +22,20 @@ import hiredis
 _GREETING = {"AUTH", "CLIENT", "HELLO", "SELECT"}
 
 
+class Exchange(list[tuple[bytes, ...]]):
+    """The commands of one round trip, as tuples of bytes, and when it took place.
+
+    Attributes:
+        started: when the first of its commands arrived from the client, in the seconds of
+            `time.monotonic()`.
+        ended: when the last of its replies so far was handed to the client.
+    """
+
+    def __init__(self, started: float) -> None:
+        super().__init__()
+        self.started = self.ended = started
+
+
 class Proxy:
     """A TCP proxy in front of a Redis server, in a thread of its own.
 
@@ -31,7 +45,7 @@ class Proxy:
 
     Attributes:
         port: where it listens, on the loopback address.
-        exchanges: for each exchange its commands, as tuples of bytes.
+        exchanges: each a list of its commands, as tuples of bytes.
     """
 
     def __init__(
@@ -48,7 +62,7 @@ class Proxy:
         """
         self.port = listen
         self.delay = delay
-        self.exchanges: list[list[tuple[bytes, ...]]] = []
+        self.exchanges: list[Exchange] = []
         self._server = (host, port)
         self._links: set[_Link] = set()
         self._loop = asyncio.new_event_loop()
@@ -118,7 +132,7 @@ class _Link:
         self._replies = hiredis.Reader()
         self._owed = 0
         self._greeting = True
-        self._exchange: list[tuple[bytes, ...]] | None = None
+        self._exchange: Exchange | None = None
 
     def count_requests(self, data: bytes) -> None:
         self._requests.feed(data)
@@ -128,7 +142,7 @@ class _Link:
                 continue
             self._greeting = False
             if self._owed == 0 or self._exchange is None:
-                self._exchange = []
+                self._exchange = Exchange(self.loop.time())
                 self.proxy.exchanges.append(self._exchange)
             self._exchange.append(tuple(command))
             self._owed += 1
@@ -139,8 +153,18 @@ class _Link:
             if not isinstance(reply, hiredis.PushNotification):
                 self._owed -= 1
 
-    def later(self, transport: asyncio.Transport, data: bytes) -> None:
+    def to_server(self, transport: asyncio.Transport, data: bytes) -> None:
         self.loop.call_later(self.proxy.delay, transport.write, data)
+
+    def to_client(self, transport: asyncio.Transport, data: bytes) -> None:
+        self.loop.call_later(self.proxy.delay, self._hand_over, transport, data, self._exchange)
+
+    def _hand_over(
+        self, transport: asyncio.Transport, data: bytes, exchange: Exchange | None
+    ) -> None:
+        if exchange is not None:
+            exchange.ended = self.loop.time()  # before the client can ask for it
+        transport.write(data)
 
     def close(self) -> None:
         self.proxy._links.discard(self)
@@ -172,7 +196,7 @@ class _ClientSide(asyncio.Protocol):
         if link.server is None:
             link.early.append(data)
         else:
-            link.later(link.server, data)
+            link.to_server(link.server, data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._link.close()
@@ -185,13 +209,13 @@ class _ServerSide(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._link.server = transport
         for data in self._link.early:
-            self._link.later(transport, data)
+            self._link.to_server(transport, data)
 
     def data_received(self, data: bytes) -> None:
         link = self._link
         link.count_replies(data)
         if link.client is not None:
-            link.later(link.client, data)
+            link.to_client(link.client, data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._link.close()

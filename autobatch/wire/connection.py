@@ -12,15 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from redis.connection import AbstractConnection, Encoder, PythonRespSerializer
+from redis.connection import AbstractConnection, PythonRespSerializer
 from redis.exceptions import DataError
 
+hiredis: Any
+_HiredisParser: Any
+NOT_ENOUGH_DATA: Any
 try:
     import hiredis
     from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 except ImportError:  # redis-py without hiredis, or with its parser elsewhere
-    hiredis = None
-    _HiredisParser = None
+    hiredis = _HiredisParser = NOT_ENOUGH_DATA = None
 
 Pack = Callable[[tuple[Any, ...]], bytes]
 
@@ -170,7 +172,7 @@ def _read_one_by_one(
         replies.append(reply)
 
 
-def decoder(encoder: Encoder) -> Callable[[Any], Any]:
+def decoder(encoder: Any) -> Callable[[Any], Any]:
     """Return the function that decodes a reply that was read as bytes."""
 
     def decode(reply: Any) -> Any:

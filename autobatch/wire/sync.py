@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import redis
-from redis.connection import AbstractConnection, ConnectionPool
+from redis.connection import ConnectionPool
 
 from autobatch.batch import Batch
 from autobatch.command import Command, Script
@@ -31,7 +31,7 @@ class Wire:
     def __init__(
         self,
         pool: ConnectionPool,
-        connection: AbstractConnection | None = None,
+        connection: Any | None = None,
         lock: threading.RLock | None = None,
     ) -> None:
         self._pool = pool
@@ -42,7 +42,7 @@ class Wire:
         self.decode = link.decoder(pool.get_encoder())
         self.scripts: dict[str, Script] = {}
 
-    def acquire(self) -> AbstractConnection:
+    def acquire(self) -> Any:
         """Return a connected connection that nobody else uses until `release`.
 
         Raises:
@@ -59,7 +59,7 @@ class Wire:
             raise
         return self._connection
 
-    def release(self, connection: AbstractConnection) -> None:
+    def release(self, connection: Any) -> None:
         """Give back what `acquire` returned."""
         if self._connection is None:
             self._pool.release(connection)
@@ -104,7 +104,7 @@ class _Flight:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.connection: AbstractConnection | None = None
+        self.connection: Any | None = None
         self.replies: list[Any] = []
         self.written = 0
         self.failure: BaseException | None = None
@@ -169,7 +169,7 @@ class _Flight:
 
     @property
     def _wire(self) -> Wire:
-        wire: Any = self.batch.wire
+        wire: Wire = self.batch.wire
         return wire
 
 
@@ -256,7 +256,7 @@ def _send_again(flight: _Flight) -> int:
             raise again.failure
 
     try:
-        connection.retry.call_with_retry(attempt, lambda error: None)
+        connection.retry.call_with_retry(attempt, lambda _: None)
     except Exception as error:
         batch.give_up(error)
     except BaseException as error:

@@ -1,0 +1,163 @@
+"""A scope for each request of an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+from autobatch.scope import (
+    MAX_BYTES,
+    MAX_COMMANDS,
+    OwnScope,
+    ambient,
+    in_thread,
+    log_unseen,
+    open_scope,
+    surface,
+)
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+# In the connection scope of ASGI: a request that is batched already, by a middleware outside a
+# mounted application or by one that was installed twice.
+_MARK = "autobatch.scope"
+
+
+class BatchMiddleware:
+    """Make every request a scope; pure ASGI, for any framework.
+
+    What waits is sent before the response starts, so that an error can still become an error
+    response; before each chunk of a streamed body; and at the end, background tasks included.
+    A WebSocket flushes before each message that it sends or waits for. Errors that nobody has
+    looked at are raised while the response can still change, and logged afterwards.
+
+    The event loop is never blocked: synchronous clients flush in a thread.
+    """
+
+    def __init__(
+        self, app: App, *, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES
+    ) -> None:
+        """Wrap `app`; the limits are those of `autobatch.batch`."""
+        self.app = app
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one connection, as ASGI wants it."""
+        connection = _CONNECTIONS.get(scope["type"])
+        if connection is None or _MARK in scope:
+            await self.app(scope, receive, send)
+            return
+        outer = open_scope()
+        if outer is not None and outer.busy:
+            await in_thread(outer.step_aside)
+        own = OwnScope(self._max_commands, self._max_bytes)
+        scope[_MARK] = own
+        await connection(scope, receive, send, own).run(self.app)
+
+
+class _Connection:
+    """One HTTP request, or one WebSocket."""
+
+    def __init__(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, own: OwnScope
+    ) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._own = own
+        self._started = False  # so much was sent that an error can only be logged
+
+    async def run(self, app: App) -> None:
+        token = ambient.set(self._own)
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as error:
+            surface(await self._close(), error)
+            raise
+        else:
+            failures = await self._close()
+            if self._started:
+                log_unseen(failures, self._name)
+            else:
+                surface(failures)
+        finally:
+            ambient.reset(token)
+
+    async def receive(self) -> Message:
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        raise NotImplementedError
+
+    async def _flush(self) -> None:
+        if self._own.busy:
+            await in_thread(self._own.flush)
+
+    async def _close(self) -> list[Any]:
+        if not self._own.busy:
+            return self._own.close()
+        return await in_thread(
+            self._own.close, abandoned=lambda failures: log_unseen(failures, self._name)
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"{self.scope.get('method', 'WEBSOCKET')} {self.scope['path']}"
+
+
+class _Http(_Connection):
+    _replaced = False
+
+    async def send(self, message: Message) -> None:
+        if self._replaced:
+            return
+        await self._flush()
+        if not self._started and message["type"] == "http.response.start":
+            try:
+                surface(self._own.unseen())
+            except Exception as error:
+                await self._respond_to(error)
+                return
+            self._started = True
+        await self._send(message)
+
+    async def _respond_to(self, error: Exception) -> None:
+        """Send the application's own response to `error` in place of the one that it began.
+
+        Starlette notes that a response has started before it calls us, so the handlers that the
+        application registered would not be asked: we ask them. Without one for this error it
+        goes up through the application to the server, and becomes a plain 500 on the way.
+        """
+        if "starlette.exception_handlers" not in self.scope:
+            raise error
+        # Here, since only what runs on Starlette has it.
+        from autobatch.integrations.starlette import error_response  # noqa: PLC0415
+
+        response = await error_response(self.scope, self._receive, error)
+        if response is None:
+            raise error
+        self._started = True
+        await response(self.scope, self._receive, self.send)
+        self._replaced = True
+
+
+class _WebSocket(_Connection):
+    async def receive(self) -> Message:
+        await self._end_message()
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        await self._end_message()
+        self._started = True
+        await self._send(message)
+
+    async def _end_message(self) -> None:
+        await self._flush()
+        surface(self._own.unseen())
+
+
+_CONNECTIONS: dict[str, type[_Connection]] = {"http": _Http, "websocket": _WebSocket}

@@ -1,0 +1,1 @@
+"""One small module a framework; each imports its framework, and nothing else imports them."""

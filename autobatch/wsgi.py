@@ -1,0 +1,141 @@
+"""A scope for each request of a WSGI application."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from autobatch.scope import (
+    MAX_BYTES,
+    MAX_COMMANDS,
+    OwnScope,
+    ambient,
+    log_unseen,
+    step_aside,
+    surface,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+# In the request's environment: it is batched already, by a middleware outside this one.
+_MARK = "autobatch.scope"
+
+
+class BatchMiddleware:
+    """Make every request a scope, for any WSGI application.
+
+    What waits is sent when the application returns, while an error can still become an error
+    response; before each chunk of a streamed body; and when the body is closed. Errors that
+    nobody has looked at are raised until the first chunk was handed out, and logged afterwards.
+
+    Each request runs in a context of its own: WSGI servers reuse theirs from one request to the
+    next, and so would leak context variables.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        max_commands: int = MAX_COMMANDS,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """Wrap `app`; the limits are those of `autobatch.batch`."""
+        self.app = app
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request, as WSGI wants it."""
+        if _MARK in environ:
+            return self.app(environ, start_response)
+        context = contextvars.copy_context()
+        return context.run(self._respond, context, environ, start_response)
+
+    def _respond(
+        self,
+        context: contextvars.Context,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        step_aside()
+        environ[_MARK] = own = OwnScope(self._max_commands, self._max_bytes)
+        ambient.set(own)  # in the request's own context, which ends with it
+        try:
+            body = self.app(environ, start_response)
+        except BaseException as error:
+            surface(own.close(), error)
+            raise
+        if _is_complete(body, environ):
+            failures = own.close()
+        else:
+            own.flush()
+            failures = own.unseen()
+        if failures:
+            # The server never sees the body, so closing it is up to us.
+            getattr(body, "close", _nothing)()
+            own.close()
+            surface(failures)
+        if own.closed:
+            return body
+        name = f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
+        return _Body(body, context, own, name)
+
+
+def _is_complete(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
+    """Return whether handing out `body` runs no code of the application.
+
+    Such a body goes to the server as it is: it may send a file, or compute a length.
+    """
+    if isinstance(body, (list, tuple)):
+        return True
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Body:
+    """A body whose chunks are made inside the request's context and scope."""
+
+    def __init__(
+        self, body: Iterable[bytes], context: contextvars.Context, own: OwnScope, name: str
+    ) -> None:
+        self._body = body
+        self._chunks: Iterator[bytes] | None = None
+        self._run = context.run
+        self._own = own
+        self._name = name
+        self._started = False
+
+    def __iter__(self) -> _Body:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._run(self._next)
+
+    def _next(self) -> bytes:
+        if self._chunks is None:
+            self._chunks = iter(self._body)
+        try:
+            return next(self._chunks)
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._own.step_aside()
+        if not self._started:
+            surface(self._own.unseen())
+            self._started = True
+
+    def close(self) -> None:
+        self._run(self._close)
+
+    def _close(self) -> None:
+        try:
+            getattr(self._body, "close", _nothing)()
+        finally:
+            log_unseen(self._own.close(), self._name)
