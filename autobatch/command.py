@@ -125,10 +125,11 @@ ASKING AUTH DISCARD EXEC HELLO HIMPORT MONITOR MULTI PSUBSCRIBE PUNSUBSCRIBE QUI
 READWRITE RESET SELECT SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE UNWATCH WATCH
 """
 # They stop, replace or suspend the server, or act across databases, whose order only a flush
-# keeps. SCRIPT LOAD is here because redis-py's Script needs the digest at once.
+# keeps. SCRIPT FLUSH forgets what an earlier command of the batch has brought along, and
+# redis-py's Script needs the digest of SCRIPT LOAD at once.
 _SERVER = """
 DEBUG FAILOVER FLUSHALL FUNCTION|KILL MIGRATE MOVE PSYNC REPLCONF REPLICAOF SAVE SCRIPT|DEBUG
-SCRIPT|KILL SCRIPT|LOAD SHUTDOWN SLAVEOF SWAPDB SYNC
+SCRIPT|FLUSH SCRIPT|KILL SCRIPT|LOAD SHUTDOWN SLAVEOF SWAPDB SYNC
 """
 # Every subcommand of these travels alone.
 _ALONE_CONTAINERS = frozenset({"ACL", "CLIENT", "CLUSTER", "DEBUG", "HIMPORT", "MODULE"})
