@@ -6,17 +6,19 @@ that is needed, or the end of the scope, sends the whole batch.
 
 from __future__ import annotations
 
-from autobatch import asgi, errors, wsgi
+from autobatch import asgi, asyncio, errors, wsgi
 from autobatch.boundary import batch
-from autobatch.client import Redis, wrap
+from autobatch.client import Redis
 from autobatch.future import Future, unwrap
 from autobatch.resolve import resolve
 from autobatch.scope import flush
+from autobatch.wrapping import wrap
 
 __all__ = [
     "Future",
     "Redis",
     "asgi",
+    "asyncio",
     "batch",
     "errors",
     "flush",

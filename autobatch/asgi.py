@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
@@ -10,7 +11,6 @@ from autobatch.scope import (
     MAX_COMMANDS,
     OwnScope,
     ambient,
-    in_thread,
     log_unseen,
     open_scope,
     surface,
@@ -52,11 +52,15 @@ class BatchMiddleware:
             await self.app(scope, receive, send)
             return
         outer = open_scope()
-        if outer is not None and outer.busy:
-            await in_thread(outer.step_aside)
+        if outer is not None:
+            await outer.astep_aside()
         own = OwnScope(self._max_commands, self._max_bytes)
         scope[_MARK] = own
         await connection(scope, receive, send, own).run(self.app)
+
+
+class _Answered(BaseException):
+    """Ends an application whose response was replaced: nobody wants the rest of it."""
 
 
 class _Connection:
@@ -75,6 +79,11 @@ class _Connection:
         token = ambient.set(self._own)
         try:
             await app(self.scope, self.receive, self.send)
+        except _Answered:
+            log_unseen(await self._close(), self._name)
+        except asyncio.CancelledError:
+            log_unseen(await self._close(), self._name)  # nobody will see its notes
+            raise
         except BaseException as error:
             surface(await self._close(), error)
             raise
@@ -95,14 +104,10 @@ class _Connection:
 
     async def _flush(self) -> None:
         if self._own.busy:
-            await in_thread(self._own.flush)
+            await self._own.aflush()
 
     async def _close(self) -> list[Any]:
-        if not self._own.busy:
-            return self._own.close()
-        return await in_thread(
-            self._own.close, abandoned=lambda failures: log_unseen(failures, self._name)
-        )
+        return await self._own.aclose(self._name)
 
     @property
     def _name(self) -> str:
@@ -110,11 +115,7 @@ class _Connection:
 
 
 class _Http(_Connection):
-    _replaced = False
-
     async def send(self, message: Message) -> None:
-        if self._replaced:
-            return
         await self._flush()
         if not self._started and message["type"] == "http.response.start":
             try:
@@ -142,7 +143,7 @@ class _Http(_Connection):
             raise error
         self._started = True
         await response(self.scope, self._receive, self.send)
-        self._replaced = True
+        raise _Answered
 
 
 class _WebSocket(_Connection):

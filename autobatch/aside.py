@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 from typing import Any, TypeVar
 
+import redis.asyncio
 from redis.client import Monitor, Pipeline, PubSub
 
 from autobatch.future import unwrap
-from autobatch.scope import step_aside
+from autobatch.scope import astep_aside, step_aside
 
 T = TypeVar("T")
 
@@ -50,7 +51,47 @@ class _Monitor:
         return super().next_command()  # type: ignore[misc]
 
 
-_MIXINS: dict[type, type] = {Pipeline: _Pipeline, PubSub: _PubSub, Monitor: _Monitor}
+class _AsyncPipeline:
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        await astep_aside()
+        return await super().immediate_execute_command(*args, **options)  # type: ignore[misc]
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        await astep_aside()
+        return await super().execute(*args, **kwargs)  # type: ignore[misc]
+
+
+class _AsyncPubSub:
+    async def execute_command(self, *args: Any) -> Any:
+        await astep_aside()
+        return await super().execute_command(*map(unwrap, args))  # type: ignore[misc]
+
+    async def parse_response(self, *args: Any, **kwargs: Any) -> Any:
+        await astep_aside()
+        return await super().parse_response(*args, **kwargs)  # type: ignore[misc]
+
+
+class _AsyncMonitor:
+    async def __aenter__(self) -> Any:
+        await astep_aside()
+        return await super().__aenter__()  # type: ignore[misc]
+
+    async def next_command(self) -> Any:
+        await astep_aside()
+        return await super().next_command()  # type: ignore[misc]
+
+
+_MIXINS: dict[type, type] = {
+    Pipeline: _Pipeline,
+    PubSub: _PubSub,
+    Monitor: _Monitor,
+    redis.asyncio.client.Pipeline: _AsyncPipeline,
+    redis.asyncio.client.PubSub: _AsyncPubSub,
+    redis.asyncio.client.Monitor: _AsyncMonitor,
+}
 
 
 def aside(thing: T) -> T:

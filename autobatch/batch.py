@@ -8,10 +8,15 @@ from typing import Any, Protocol, TypeAlias
 import redis
 
 from autobatch.command import Command, ScriptCall
+from autobatch.promise import Failure
 
 
 class Wire(Protocol):
     """What a batch asks of the connection it will travel on."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether an event loop carries it, instead of a thread that waits."""
 
     @property
     def server(self) -> object:
@@ -19,6 +24,10 @@ class Wire(Protocol):
 
     def pack(self, args: tuple[Any, ...]) -> bytes:
         """Return a command's bytes."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the client wants text."""
 
     def decode(self, reply: Any) -> Any:
         """Return a reply that was read as bytes as the client would have decoded it."""
@@ -50,23 +59,36 @@ class Transaction:
 
     @property
     def never_decode(self) -> bool:
-        return any(command.never_decode for command in self.commands)
+        # EXEC has one reply: what is no text must not fail its neighbours.
+        return self.wire.decodes or any(command.never_decode for command in self.commands)
 
     def settle(self, replies: Sequence[Any]) -> None:
         """Settle every command with the replies to MULTI, to each command, and to EXEC."""
         started, *queued, done = replies
         if isinstance(started, Exception):
-            # The server ran what followed outside a transaction, or refused it as well.
-            for command in self.commands:
-                command.fail(_copy(started))
+            # The server ran what followed one by one, so it has replies, but no transaction.
+            for command, reply in zip(self.commands, queued, strict=True):
+                self._settle(command, reply)
+            if not all(isinstance(reply, Exception) for reply in queued):
+                first = self.commands[0]
+                first.owner.remember(Failure(started, first))
         elif isinstance(done, Exception):
             for command, reply in zip(self.commands, queued, strict=True):
                 command.fail(reply if isinstance(reply, Exception) else _copy(done))
+        elif done is None:
+            for command in self.commands:
+                command.fail(redis.WatchError("Watched variable changed."))
         else:
-            raw = self.never_decode
             for command, reply in zip(self.commands, done, strict=True):
-                decode = raw and not command.never_decode
-                command.settle(self.wire.decode(reply) if decode else reply)
+                self._settle(command, reply)
+
+    def _settle(self, command: Command, reply: Any) -> None:
+        if self.wire.decodes and not command.never_decode:
+            try:
+                reply = self.wire.decode(reply)
+            except UnicodeDecodeError as error:
+                reply = error
+        command.settle(reply)
 
     def not_sent(self, why: str, cause: BaseException | None = None) -> None:
         for command in self.commands:
@@ -96,14 +118,14 @@ class Batch:
         entries: what has to be sent still.
     """
 
-    __slots__ = ("_unsent", "_usual", "entries", "wire")
+    __slots__ = ("_sent", "_usual", "entries", "wire")
 
     def __init__(self, wire: Any, entries: list[Entry], *, usual: bool = False) -> None:
         """Take over `entries`; `usual` promises that each is a plain command of one reply."""
         self.wire = wire
         self.entries = entries
         self._usual = usual
-        self._unsent = 0
+        self._sent: set[Entry] = set()
 
     def seal(self) -> bytes:
         """Return the bytes to write, now that the order is final."""
@@ -127,19 +149,29 @@ class Batch:
         """Settle every command with its reply. A callback that raises fails its own alone."""
         entries, self.entries = self.entries, []
         if not self._usual:
-            self._settle_entries(entries, replies)
+            position = 0
+            for entry in entries:
+                _settle(entry, replies, position)
+                position += entry.reply_count
             return
-        for entry, reply in zip(entries, replies, strict=True):
-            if entry.callback is None and not isinstance(reply, Exception):  # type: ignore[union-attr]  # usual: a Command
-                entry.outcome = reply  # type: ignore[union-attr]
-            else:
+        settling = zip(entries, replies, strict=True)
+        try:
+            for entry, reply in settling:
+                if entry.callback is None and not isinstance(reply, Exception):  # type: ignore[union-attr]  # usual: a Command
+                    entry.outcome = reply  # type: ignore[union-attr]
+                else:
+                    entry.settle(reply)
+        except BaseException:  # a callback was interrupted; the others have their replies, too
+            for entry, reply in settling:
                 entry.settle(reply)
+            raise
 
     def abort(self, replies: list[Any], written: int, cause: BaseException) -> None:
         """Settle what can be told after a connection broke; what may be sent again stays.
 
         A command whose bytes were not all written certainly did not run: the server discards
-        an incomplete command. That, and what only reads, stays in `entries`.
+        an incomplete command. That, and what only reads, stays in `entries`; but for a read of
+        what a later command may have written meanwhile, since its value would come too late.
 
         Args:
             replies: those that arrived, from the first command on.
@@ -147,44 +179,32 @@ class Batch:
             cause: what broke it.
         """
         entries, self.entries = self.entries, []
-        answered = end = count = 0
-        self._unsent = 0
+        answered = end = 0
+        unknown: list[Entry] = []
         for entry in entries:
-            answered += entry.reply_count
+            position, answered = answered, answered + entry.reply_count
             end += len(entry.packed)
             if answered <= len(replies):
-                count += 1
+                _settle(entry, replies, position)
             elif end > written:
                 self.entries.append(entry)
-                self._unsent += 1
-            elif entry.read_only:
-                self.entries.append(entry)
             else:
+                unknown.append(entry)
+        again = _repeatable(unknown)
+        self._sent.update(again)
+        for entry in unknown:
+            if entry not in again:
                 entry.outcome_unknown(_reason(cause), cause)
-        self._settle_entries(entries[:count], replies)
+        self.entries[:0] = again
 
     def give_up(self, cause: BaseException) -> None:
         """Settle what `abort` kept, when it will not be sent again."""
         entries, self.entries = self.entries, []
-        first_unsent = len(entries) - self._unsent
-        for entry in entries[:first_unsent]:
-            entry.outcome_unknown(_reason(cause), cause)
-        for entry in entries[first_unsent:]:
-            entry.not_sent(_reason(cause), cause)
-
-    def never_sent(self, cause: BaseException) -> None:
-        """Settle everything, when something else kept it from being sent at all."""
-        self._unsent = len(self.entries)
-        self.give_up(cause)
-
-    def _settle_entries(self, entries: list[Entry], replies: list[Any]) -> None:
-        position = 0
         for entry in entries:
-            if isinstance(entry, Transaction):
-                entry.settle(replies[position : position + entry.reply_count])
+            if entry in self._sent:
+                entry.outcome_unknown(_reason(cause), cause)
             else:
-                entry.settle(replies[position])
-            position += entry.reply_count
+                entry.not_sent(_reason(cause), cause)
 
     def _carry_scripts(self) -> None:
         """Let the first call of each script bring its source along: EVAL instead of EVALSHA.
@@ -193,16 +213,58 @@ class Batch:
         restart), in the order of the program and without a further round trip. Asking again
         after a NOSCRIPT would run the script after commands that came later.
         """
-        carried = set()
-        for command in commands_of(self.entries):
+        carried: set[str] = set()
+        for entry in self.entries:
+            if isinstance(entry, Transaction):
+                # What it brings along does not arrive if EXEC refuses it.
+                self._carry(entry.commands, set(carried))
+            else:
+                self._carry([entry], carried)
+
+    def _carry(self, commands: list[Command], carried: set[str]) -> None:
+        for command in commands:
             if isinstance(command, ScriptCall):
                 digest = command.script.digest
                 args = command.args if digest in carried else command.with_source()
                 command.packed = self.wire.pack(args)
-                carried.add(digest)
+                if command.well_formed:
+                    carried.add(digest)
 
 
 _NONE: frozenset[int] = frozenset()
+
+
+def _repeatable(unknown: list[Entry]) -> list[Entry]:
+    """Return those of some commands that may have run which can run again, in order."""
+    repeatable: list[Entry] = []
+    written: set[bytes] = set()
+    anything = False  # what a script or the like may have written, nobody can tell
+    for entry in reversed(unknown):
+        commands = commands_of([entry])
+        if entry.read_only:
+            touched = {_name(arg) for command in commands for arg in command.args[1:]}
+            sees_later = anything or not touched.isdisjoint(written)
+            if written and not all(command.traits.keyed for command in commands):
+                sees_later = True
+            if not sees_later:
+                repeatable.append(entry)
+            continue
+        for command in commands:
+            anything = anything or not (command.traits.keyed or command.read_only)
+            written.update(_name(arg) for arg in command.args[1:])
+    repeatable.reverse()
+    return repeatable
+
+
+def _name(arg: Any) -> bytes:
+    return bytes(arg) if isinstance(arg, (bytes, bytearray, memoryview)) else str(arg).encode()
+
+
+def _settle(entry: Entry, replies: list[Any], position: int) -> None:
+    if isinstance(entry, Transaction):
+        entry.settle(replies[position : position + entry.reply_count])
+    else:
+        entry.settle(replies[position])
 
 
 def plan(entries: list[Entry], *, usual: bool) -> list[list[Batch]]:

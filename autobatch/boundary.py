@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+from autobatch.errors import AutobatchError
 from autobatch.promise import Failure
 from autobatch.scope import (
     MAX_BYTES,
@@ -17,8 +18,7 @@ from autobatch.scope import (
     OwnScope,
     Scope,
     ambient,
-    in_thread,
-    log_unseen,
+    current,
     open_scope,
     surface,
 )
@@ -37,6 +37,7 @@ class _Entered:
         self._own: OwnScope | None = None
         self._part: AtomicPart | DiscardingPart | None = None
         self._discard = boundary.on_error == "discard"
+        joined = outer
         if outer is None:
             outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes)
         if boundary.atomic:
@@ -44,44 +45,53 @@ class _Entered:
         elif self._discard and self._own is None:
             self._part = DiscardingPart(outer)
         self.scope: Scope = self._part or outer
-        self._token = ambient.set(self.scope)
+        # A plain join changes nothing.
+        self._token = None if self.scope is joined else ambient.set(self.scope)
 
     def leave(self, error: BaseException | None) -> None:
         """End it, and raise the errors that nobody has looked at."""
+        failures: list[Failure] = []
         try:
-            failures = self._end(error)
+            own = self._prepare_end(error)
+            if own is not None:
+                failures = own.close()
+            elif self._part is not None and self._part.parent.closed:
+                failures = self._part.unseen()  # nobody else would tell
         finally:
-            ambient.reset(self._token)
+            self.suspend()
         surface(failures, error)
 
     async def aleave(self, error: BaseException | None) -> None:
         """The same, without blocking the event loop."""
-        failures: list[Failure]
+        failures: list[Failure] = []
         try:
-            if self.scope.busy:
-                failures = await in_thread(lambda: self._end(error), abandoned=log_unseen)
-            else:
-                failures = self._end(error)
+            own = self._prepare_end(error)
+            if own is not None:
+                failures = await own.aclose()
+            elif self._part is not None and self._part.parent.closed:
+                await self._part.parent.aflush()
+                failures = self._part.unseen()
         finally:
-            ambient.reset(self._token)
+            self.suspend()
         surface(failures, error)
 
     def suspend(self) -> None:
         """Take the scope out of the context, while a generator lends control to its consumer."""
-        ambient.reset(self._token)
+        if self._token is not None:
+            ambient.reset(self._token)
 
     def resume(self) -> None:
         """Put it back, perhaps into the context of another task."""
-        self._token = ambient.set(self.scope)
+        if self._token is not None:
+            self._token = ambient.set(self.scope)
 
-    def _end(self, error: BaseException | None) -> list[Failure]:
+    def _prepare_end(self, error: BaseException | None) -> OwnScope | None:
+        """Return the scope that has to be closed, if this passage opened one."""
         if self._part is not None:
             self._part.leave(error)
-        if self._own is None:
-            return []
-        if error is not None and self._discard:
+        if self._own is not None and error is not None and self._discard:
             self._own.discard()
-        return self._own.close()
+        return self._own
 
 
 class Boundary:
@@ -104,29 +114,41 @@ class Boundary:
         self.max_commands = max_commands
         self.max_bytes = max_bytes
         self._plain = join and not atomic and on_error == "flush"
-        self._entered: list[_Entered] = []  # of nested `with` blocks on this very object
+        # Of the `with` blocks on this very object, by the scope inside: they may be nested, and in
+        # several threads at once.
+        self._entered: dict[Scope | None, list[_Entered]] = {}
 
     def __enter__(self) -> Scope:
-        self._entered.append(self._enter())
-        return self._entered[-1].scope
+        return self._remember(self._enter())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._entered.pop().leave(error)
+        self._recall().leave(error)
 
     async def __aenter__(self) -> Scope:
-        self._entered.append(await self._aenter())
-        return self._entered[-1].scope
+        return self._remember(await self._aenter())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        await self._entered.pop().aleave(error)
+        await self._recall().aleave(error)
+
+    def _remember(self, entered: _Entered) -> Scope:
+        self._entered.setdefault(entered.scope, []).append(entered)
+        return entered.scope
+
+    def _recall(self) -> _Entered:
+        scope = current()
+        entered = self._entered[scope].pop()
+        if not self._entered[scope]:
+            del self._entered[scope]
+        return entered
 
     def _enter(self) -> _Entered:
         outer = open_scope()
         if outer is not None and not self.join:
+            _check_not_held(outer)
             outer.step_aside()
             outer = None
         return _Entered(self, outer)
@@ -134,8 +156,8 @@ class Boundary:
     async def _aenter(self) -> _Entered:
         outer = open_scope()
         if outer is not None and not self.join:
-            if outer.busy:
-                await in_thread(outer.step_aside)
+            _check_not_held(outer)
+            await outer.astep_aside()
             outer = None
         return _Entered(self, outer)
 
@@ -248,6 +270,14 @@ class Boundary:
             await entered.aleave(None)
 
         return wrapper
+
+
+def _check_not_held(outer: Scope) -> None:
+    if outer.held:
+        raise AutobatchError(
+            "a scope of its own (join=False) cannot be opened inside an atomic block, whose "
+            "commands would have to be sent before it: open it before or after the block"
+        )
 
 
 @overload

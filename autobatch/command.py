@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import os
 import pathlib
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import redis
 
 from autobatch.errors import NotSent, OutcomeUnknown
-from autobatch.promise import PENDING, Failure, Owner, Promise
+from autobatch.promise import PENDING, Failure, Origin, Owner, Promise
 
 
 class Travel(enum.Enum):
@@ -30,14 +29,13 @@ class Traits:
 
     Attributes:
         name: upper case, a subcommand after one space.
-        words: the name as the wire wants it, where that is more than one argument.
         travel: how it travels, or a function of its arguments that tells.
         read_only: it changes nothing, so it may be sent again when its reply was lost.
         keyed: its first argument is a key, which may be shown. Other arguments may be secret.
         script: the command that takes a script's source where this one takes its digest.
     """
 
-    __slots__ = ("keyed", "name", "read_only", "script", "travel", "words")
+    __slots__ = ("keyed", "name", "read_only", "script", "travel")
 
     def __init__(
         self,
@@ -48,22 +46,29 @@ class Traits:
         keyed: bool = False,
     ) -> None:
         self.name = name
-        self.words = tuple(word.encode() for word in name.split()) if " " in name else None
         self.travel = travel
         self.read_only = read_only
         self.keyed = keyed
         self.script: str | None = _SCRIPT_BY_DIGEST.get(name)
 
+    def travel_of(self, args: tuple[Any, ...]) -> Travel:
+        """Return how a call with these arguments travels; the name is the first of them."""
+        return self.travel if isinstance(self.travel, Travel) else self.travel(args)
 
-def _unless_blocking(args: tuple[Any, ...]) -> Travel:
+
+def _unless_blocking(first_option: int) -> Callable[[tuple[Any, ...]], Travel]:
     """XREAD and XREADGROUP wait only if they are told to, by an option before STREAMS."""
-    for arg in args[1:]:
-        option = _text(arg).upper()
-        if option == "BLOCK":
-            return Travel.ALONE
-        if option == "STREAMS":
-            break
-    return Travel.BATCHED
+
+    def travel(args: tuple[Any, ...]) -> Travel:
+        for arg in args[first_option:]:
+            option = _text(arg).upper()
+            if option == "BLOCK":
+                return Travel.ALONE
+            if option == "STREAMS":
+                break
+        return Travel.BATCHED
+
+    return travel
 
 
 def _unless_other_database(args: tuple[Any, ...]) -> Travel:
@@ -115,14 +120,25 @@ SINTERSTORE SMOVE SORT SPOP SREM SUNIONSTORE UNLINK XACK XADD XAUTOCLAIM XCLAIM 
 ZADD ZDIFFSTORE ZINCRBY ZINTERSTORE ZPOPMAX ZPOPMIN ZRANGESTORE ZREM ZREMRANGEBYLEX
 ZREMRANGEBYRANK ZREMRANGEBYSCORE ZUNIONSTORE
 """
+_WRITES_KEY_OF_CONTAINER = """
+XGROUP|CREATE XGROUP|CREATECONSUMER XGROUP|DELCONSUMER XGROUP|DESTROY XGROUP|SETID
+"""
+# Known by name, so that errors can tell their subcommand.
+_WRITES = """
+CONFIG|RESETSTAT CONFIG|REWRITE CONFIG|SET EVAL EVALSHA FUNCTION|DELETE FUNCTION|FLUSH FUNCTION|LOAD
+FUNCTION|RESTORE
+"""
 # Blocking, by the server's flag; WAIT also counts the writes of its own connection only.
 _BLOCKING = """
 BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF
 """
 # They change the connection they run on, and a batch shares one with others.
 _CONNECTION = """
-ASKING AUTH DISCARD EXEC HELLO HIMPORT MONITOR MULTI PSUBSCRIBE PUNSUBSCRIBE QUIT READONLY
-READWRITE RESET SELECT SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE UNWATCH WATCH
+ASKING AUTH CLIENT|CACHING CLIENT|GETNAME CLIENT|GETREDIR CLIENT|ID CLIENT|INFO CLIENT|KILL
+CLIENT|LIST CLIENT|NO-EVICT CLIENT|NO-TOUCH CLIENT|PAUSE CLIENT|REPLY CLIENT|SETINFO
+CLIENT|SETNAME CLIENT|TRACKING CLIENT|TRACKINGINFO CLIENT|UNBLOCK CLIENT|UNPAUSE DISCARD EXEC
+HELLO HIMPORT MONITOR MULTI PSUBSCRIBE PUNSUBSCRIBE QUIT READONLY READWRITE RESET SELECT
+SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE UNWATCH WATCH
 """
 # They stop, replace or suspend the server, or act across databases, whose order only a flush
 # keeps. SCRIPT FLUSH forgets what an earlier command of the batch has brought along, and
@@ -148,42 +164,41 @@ def _build_table() -> dict[str, Traits]:
 
     put(_READS_KEY + _READS_KEY_OF_CONTAINER, read_only=True, keyed=True)
     put(_READS + _HARMLESS, read_only=True)
-    put(_WRITES_KEY, keyed=True)
+    put(_WRITES_KEY + _WRITES_KEY_OF_CONTAINER, keyed=True)
     put(_BLOCKING + _CONNECTION + _SERVER, travel=Travel.ALONE)
-    put("EVAL EVALSHA")
-    put("XREAD", travel=_unless_blocking, read_only=True)
-    put("XREADGROUP", travel=_unless_blocking)
+    put(_WRITES)
+    put("XREAD", travel=_unless_blocking(1), read_only=True)
+    put("XREADGROUP", travel=_unless_blocking(4))  # after GROUP, a group, a consumer
     put("COPY", travel=_unless_other_database, keyed=True)
     return table
 
 
-# Looked up by redis-py's own spelling ("GET", "SCRIPT LOAD").
 TABLE = _build_table()
-# Those about which nothing is special: one dict access on the hot path.
+# Those about which nothing is special, in redis-py's own spelling: one look on the hot path.
 PLAIN = {
     name: traits
     for name, traits in TABLE.items()
-    if traits.travel is Travel.BATCHED and traits.words is None and traits.script is None
+    if traits.travel is Travel.BATCHED and " " not in name and traits.script is None
 }
 
 
-def traits_of(args: tuple[Any, ...]) -> Traits:
-    """Return the traits of a command spelled in any way that redis-py accepts.
+def spelled_out(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments with one word each: redis-py splits the name at its spaces."""
+    name = args[0]
+    if isinstance(name, str):
+        return (*name.split(), *args[1:]) if " " in name else args
+    return (*name.split(), *args[1:]) if b" " in name else args
 
-    The name may be bytes or lower case, and a subcommand may stand in the name or after it.
-    """
-    name = " ".join(_text(args[0]).upper().split())
-    container, _, subcommand = name.partition(" ")
-    if not subcommand and len(args) > 1:
-        split = TABLE.get(f"{name} {_text(args[1]).upper()}")
-        if split is not None:
-            # The arguments hold both words already.
-            traits = Traits(
-                split.name, travel=split.travel, read_only=split.read_only, keyed=split.keyed
-            )
-            traits.words = None
+
+def traits_of(args: tuple[Any, ...]) -> Traits:
+    """Return the traits of a command that was spelled out; it may be bytes, or lower case."""
+    name = _text(args[0]).upper()
+    subcommand = _text(args[1]).upper() if len(args) > 1 else ""
+    if subcommand:
+        traits = TABLE.get(f"{name} {subcommand}")
+        if traits is not None:
             return traits
-    if container in _ALONE_CONTAINERS:
+    if name in _ALONE_CONTAINERS:
         return Traits(name, travel=Travel.ALONE)
     return TABLE.get(name) or Traits(name)
 
@@ -208,7 +223,7 @@ class Command(Promise):
 
     Attributes:
         traits: what the table says of it.
-        args: its arguments as called, the name first.
+        args: its arguments, one word of the name after the other.
         options: redis-py's options of the reply, for the response callback.
         packed: its bytes on the wire.
         callback: redis-py's response callback of the client that called it.
@@ -242,6 +257,7 @@ class Command(Promise):
     ) -> None:
         self.outcome = PENDING
         self.owner = owner
+        self.number = 0
         self.callbacks = None
         self.traits = traits
         self.args = args
@@ -251,6 +267,7 @@ class Command(Promise):
         self.wire = wire
         # Code and instruction, not the line: that is looked up if it is ever asked for.
         self.code: CodeType | None
+        self.instruction = 0
         if caller is None:
             self.code = None
         else:
@@ -267,12 +284,14 @@ class Command(Promise):
             return
         if self.callback is not None:
             options = self.options
-            if not _REPLY_OPTIONS.isdisjoint(options):
+            if options and not _REPLY_OPTIONS.isdisjoint(options):
                 options = {k: v for k, v in options.items() if k not in _REPLY_OPTIONS}
             try:
-                reply = self.callback(reply, **options)
-            except Exception as error:
+                reply = self.callback(reply, **options) if options else self.callback(reply)
+            except BaseException as error:
                 self.fail(error)
+                if not isinstance(error, Exception):
+                    raise
                 return
         self.outcome = reply
 
@@ -289,6 +308,7 @@ class Command(Promise):
         """Settle as not sent because the program said so, which is no error of its own."""
         self.not_sent(why)
         self.outcome.seen = True
+        self.run_callbacks()
 
     def outcome_unknown(self, why: str, cause: BaseException | None = None) -> None:
         """Settle as perhaps run."""
@@ -296,6 +316,11 @@ class Command(Promise):
         if not self.read_only:
             message += "; it may have run, so it was not sent again"
         self.fail(OutcomeUnknown.because(message, cause))
+
+    @property
+    def asynchronous(self) -> bool:
+        answer: bool = self.wire.asynchronous
+        return answer
 
     @property
     def read_only(self) -> bool:
@@ -310,8 +335,8 @@ class Command(Promise):
     def describe(self) -> str:
         """Return the name and, where the first argument is a key, the key, truncated."""
         traits = self.traits
-        subcommand_apart = traits.words is None and " " in traits.name
-        keys = self.args[2:3] if subcommand_apart else self.args[1:2]
+        at = traits.name.count(" ") + 1
+        keys = self.args[at : at + 1]
         if not traits.keyed or not keys:
             return traits.name
         key = keys[0]
@@ -320,13 +345,8 @@ class Command(Promise):
             shown = shown[:_SHOWN_KEY_LENGTH] + "..."
         return f"{traits.name} {shown}"
 
-    def note(self) -> str:
-        code = self.code
-        if code is None:
-            return self.describe()
-        positions = itertools.islice(code.co_positions(), self.instruction // 2, None)
-        line = next(positions)[0]
-        return f"{self.describe()}, queued at {code.co_filename}:{line} in {code.co_qualname}"
+    def origin(self) -> Origin:
+        return Origin(self.describe(), self.number, self.code, self.instruction)
 
 
 class ScriptCall(Command):
@@ -339,6 +359,14 @@ class ScriptCall(Command):
     __slots__ = ("script",)
 
     script: Script
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the server will look at the script: it counts the keys first."""
+        try:
+            return 0 <= int(self.args[2]) <= len(self.args) - 3
+        except (IndexError, ValueError):
+            return False
 
     def with_source(self) -> tuple[Any, ...]:
         """Return the arguments that bring the source along, instead of the digest."""

@@ -17,6 +17,14 @@ class NotReady(AutobatchError):
     """A value was needed where it cannot be had yet, such as inside an open atomic block."""
 
 
+class NoLoop(AutobatchError):
+    """An asyncio client was called where no event loop will ever send its commands."""
+
+
+class PendingAttribute(NotReady, AttributeError):
+    """An attribute of a value that is not there yet. `hasattr` says no, instead of raising."""
+
+
 class _Undelivered(AutobatchError, RedisConnectionError):
     """A command without a reply. Also what caused it: see `_caused_by`."""
 
@@ -24,7 +32,7 @@ class _Undelivered(AutobatchError, RedisConnectionError):
         # The class may have been made by `_with_cause`, so pickle cannot find it by its name.
         cause = type(self).__dict__.get("cause_type")
         base = type(self).__bases__[0] if cause else type(self)
-        return _rebuild, (base, cause, self.args)
+        return _rebuild, (base, cause, self.args), self.__dict__ or None
 
     @classmethod
     def because(cls, message: str, cause: BaseException | None = None) -> _Undelivered:
@@ -52,7 +60,9 @@ class BlockingFlushWarning(RuntimeWarning):
 
 
 def _rebuild(base: Any, cause: type | None, args: tuple[Any, ...]) -> _Undelivered:
-    error: _Undelivered = _with_cause(base, cause)(*args)
+    kind = _with_cause(base, cause)
+    # Not through the constructor of the cause, which may want something else.
+    error: _Undelivered = kind.__new__(kind, *args)
     return error
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import copy
+import functools
 import logging
 import math
 import operator
 import reprlib
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
-from autobatch.promise import PENDING, Failure, Promise
+from autobatch.errors import NotReady, PendingAttribute
+from autobatch.promise import PENDING, Failure, Origin, Promise
 
 T = TypeVar("T")
 
@@ -25,7 +30,7 @@ def _unary(operation: Callable[[Any], Any]) -> Any:
 
 def _binary(operation: Callable[[Any, Any], Any]) -> Any:
     def forward(self: Future, other: Any) -> Any:
-        return operation(_promise(self).get(), other)
+        return operation(_promise(self).get(), unwrap(other))
 
     return forward
 
@@ -39,7 +44,7 @@ def _reflected(operation: Callable[[Any, Any], Any]) -> Any:
 
 def _variadic(operation: Callable[..., Any]) -> Any:
     def forward(self: Future, *args: Any) -> Any:
-        return operation(_promise(self).get(), *args)
+        return operation(_promise(self).get(), *map(unwrap, args))
 
     return forward
 
@@ -66,7 +71,11 @@ class Future:
             NotReady: the value cannot be had yet, as inside an open atomic block.
             Exception: the error of this command, such as redis-py's ResponseError.
         """
-        return _promise(self).get()
+        promise = _promise(self)
+        outcome = promise.outcome
+        if outcome is PENDING or type(outcome) is Failure:
+            return promise.get()
+        return outcome
 
     def done(self) -> bool:
         """Return whether the value, or the error, is known. Forces nothing."""
@@ -95,7 +104,7 @@ class Future:
         promise = _promise(self)
         mapped = _Mapped(promise, function)
         promise.when_settled(mapped.run)
-        return future_of(mapped)
+        return future_of(mapped, type(self))
 
     # ---- looking is free ---------------------------------------------------------------
 
@@ -110,10 +119,8 @@ class Future:
 
     def __str__(self) -> str:
         # Logging must never flush: a record with a pending Future says that it is pending.
-        if _promise(self).outcome is PENDING:
-            caller = sys._getframe(1)  # noqa: SLF001  # public in all but name
-            if caller.f_code is _LOG_MESSAGE:
-                return repr(self)
+        if _promise(self).outcome is PENDING and _is_logging(sys._getframe(1)):  # noqa: SLF001
+            return repr(self)
         return str(_promise(self).get())
 
     def __getattr__(self, name: str) -> Any:
@@ -129,16 +136,16 @@ class Future:
 
     @property  # type: ignore[misc]  # isinstance() asks for it where type() says no
     def __class__(self) -> Any:
+        if _promise(self).outcome is PENDING and _is_logging(sys._getframe(2)):  # noqa: SLF001
+            return Future  # a record asks whether its one argument is a mapping
         return type(_promise(self).get())
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _itself, (_promise(self).get(),)
+        # Whoever loads it gets the plain value, and needs no autobatch.
+        return operator.getitem, ((_promise(self).get(),), 0)
 
     def __buffer__(self, flags: int) -> memoryview:  # Python 3.12 and newer ask for it
         return memoryview(_promise(self).get())
-
-    def __contains__(self, item: Any) -> bool:
-        return unwrap(item) in _promise(self).get()
 
     __setattr__ = _variadic(setattr)
     __delattr__ = _variadic(delattr)
@@ -160,6 +167,7 @@ class Future:
     __ceil__ = _unary(math.ceil)
 
     __len__ = _unary(len)
+    __contains__ = _binary(operator.contains)
     __iter__ = _unary(iter)
     __reversed__ = _unary(reversed)
     __getitem__ = _binary(operator.getitem)
@@ -193,7 +201,12 @@ class Future:
     __xor__ = _binary(operator.xor)
     __or__ = _binary(operator.or_)
 
-    __radd__ = _reflected(operator.add)
+    def __radd__(self, other: Any) -> Any:
+        value = _promise(self).get()
+        if type(other) is list and type(value) is not list:
+            return NotImplemented  # `items += value` takes anything that can be iterated
+        return other + value
+
     __rsub__ = _reflected(operator.sub)
     __rmul__ = _reflected(operator.mul)
     __rmatmul__ = _reflected(operator.matmul)
@@ -224,24 +237,111 @@ class Future:
     __ior__ = _binary(operator.ior)
 
 
+class AsyncFuture(Future):
+    """The value that a command of an asyncio client will have: `await` it.
+
+    Awaiting sends what waits at the end of the event loop's tick, together with whatever else is
+    ready by then, and gives the plain value, any number of times. It passes for a coroutine, so
+    `asyncio.gather`, `wait_for`, `create_task` and the like take it. Touching the value before it
+    is there raises `NotReady`; once it is there, this behaves as the value, without `await`.
+    """
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        promise = _promise(self)
+        if promise.outcome is PENDING:
+            yield from _waiter(promise)
+        return promise.get()
+
+    # A task drives a coroutine by these. Each call answers from the state of the promise alone,
+    # so several tasks may drive the same Future.
+
+    def send(self, _: None) -> Any:
+        """Return what to wait for, or raise StopIteration with the value."""
+        promise = _promise(self)
+        if promise.outcome is not PENDING:
+            raise StopIteration(promise.get())
+        waiter = _waiter(promise)
+        waiter._asyncio_future_blocking = True  # noqa: SLF001  # what `yield from` sets, too
+        return waiter
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> NoReturn:
+        """Raise what was thrown in: there is nothing here to clean up."""
+        error = value if value is not None else kind
+        error = error() if isinstance(error, type) else error
+        raise error if traceback is None else error.with_traceback(traceback)
+
+    def close(self) -> None:
+        """Do nothing: the command goes its way."""
+
+    def __getattr__(self, name: str) -> Any:
+        promise = _promise(self)
+        if promise.outcome is PENDING:
+            raise not_ready(promise)
+        return Future.__getattr__(self, name)
+
+    def __hash__(self) -> int:
+        # asyncio puts awaitables into sets and dicts, also before they have a value, and also
+        # where that is a list.
+        promise = _promise(self)
+        if promise.outcome is PENDING:
+            return object.__hash__(self)
+        try:
+            return hash(promise.get())
+        except TypeError:
+            return object.__hash__(self)
+
+    @property  # type: ignore[misc]  # as in Future
+    def __class__(self) -> Any:
+        return AsyncFuture if _promise(self).outcome is PENDING else type(_promise(self).get())
+
+
+FUTURE_TYPES = frozenset({Future, AsyncFuture})
+
+
+def _waiter(promise: Promise) -> asyncio.Future[None]:
+    waiter = asyncio.get_running_loop().create_future()
+    promise.want()
+    promise.when_settled(functools.partial(_wake, waiter))
+    return waiter
+
+
+def _wake(waiter: asyncio.Future[None], promise: Promise) -> None:
+    loop = waiter.get_loop()
+    if loop is asyncio._get_running_loop():  # noqa: SLF001  # the one that never raises
+        if not waiter.done():
+            waiter.set_result(None)
+    elif not loop.is_closed():  # somebody in another thread awaits it
+        loop.call_soon_threadsafe(_wake, waiter, promise)
+
+
+def not_ready(promise: Promise) -> NotReady:
+    """Return what to raise where the value of an asyncio client's Future is touched too early."""
+    return PendingAttribute(
+        f"the value of {promise.describe()} is not there yet: await it, or await "
+        "autobatch.asyncio.flush() before you use it"
+    )
+
+
 # The slot's own accessors: attribute access on a Future is the value's.
 _slot: Any = Future.__dict__["_promise"]
 _promise: Callable[[Future], Promise] = _slot.__get__
 set_promise: Callable[[Future, Promise], None] = _slot.__set__
 _new = Future.__new__
 
-_LOG_MESSAGE = logging.LogRecord.getMessage.__code__
+_LOGGING = {logging.LogRecord.getMessage.__code__, logging.LogRecord.__init__.__code__}
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 
-def _itself(value: T) -> T:
-    return value
+def _is_logging(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code in _LOGGING
 
 
-def future_of(promise: Promise) -> Future:
+def future_of(promise: Promise, kind: type[Future] = Future) -> Future:
     """Return a Future that shows `promise`."""
-    future = _new(Future)
+    future = _new(kind)
     set_promise(future, promise)
     return future
 
@@ -260,7 +360,7 @@ def unwrap(value: T) -> T:
     Raises:
         Exception: the error of the command, if it failed.
     """
-    if type(value) is not Future:
+    if type(value) not in FUTURE_TYPES:
         return value
     future: Any = value
     plain: T = _promise(future).get()
@@ -270,37 +370,66 @@ def unwrap(value: T) -> T:
 class _Mapped(Promise):
     """The promise of a function of another promise's value."""
 
-    __slots__ = ("_function", "_source")
+    __slots__ = ("_context", "_function", "_source", "_wanted")
 
     def __init__(self, source: Promise, function: Callable[[Any], Any]) -> None:
         super().__init__(source.owner)
         self._source = source
         self._function = function
+        self._wanted = False
+        # Replies may arrive in another context, but what the function calls belongs to this one.
+        self._context = contextvars.copy_context()
 
-    def run(self, source: Promise) -> None:
+    def run(self, source: Promise) -> Promise | None:
+        """Settle with the function's result; return what is settled by that."""
         if type(source.outcome) is Failure:
-            self._finish(source.outcome)
-            return
+            return self._settle(source.outcome)
         try:
-            result = self._function(source.outcome)
-        except Exception as error:
+            result = self._context.run(self._function, source.outcome)
+        except BaseException as error:
             failure = Failure(error, self)
             self.owner.remember(failure)
-            self._finish(failure)
-            return
-        if type(result) is Future:
-            inner = promise_of(result)
-            self.owner = inner.owner
-            inner.when_settled(lambda promise: self._finish(promise.outcome))
-        else:
-            self._finish(result)
+            self._settle(failure)
+            if not isinstance(error, Exception):
+                self.run_callbacks()
+                raise
+            return self
+        if type(result) not in FUTURE_TYPES:
+            return self._settle(result)
+        inner = self._source = promise_of(result)
+        self.owner = inner.owner
+        if self._wanted and inner.outcome is PENDING:
+            inner.want()
+        inner.when_settled(lambda promise: self._settle(promise.outcome))
+        return None
 
-    def _finish(self, outcome: Any) -> None:
+    def _settle(self, outcome: Any) -> Promise:
         self.outcome = outcome
-        self.run_callbacks()
+        return self
+
+    def want(self) -> None:
+        # Chains may be long: no recursion.
+        promise: Promise = self
+        while isinstance(promise, _Mapped):
+            promise._wanted = True  # noqa: SLF001  # one of its kind
+            promise = promise._source  # noqa: SLF001
+        if promise.outcome is PENDING:
+            promise.want()
+
+    @property
+    def asynchronous(self) -> bool:
+        return self._root().asynchronous
+
+    def _root(self) -> Promise:
+        promise: Promise = self
+        while isinstance(promise, _Mapped):
+            promise = promise._source  # noqa: SLF001  # one of its kind
+        return promise
 
     def describe(self) -> str:
-        return f"map of {self._source.describe()}"
+        return f"map of {self._root().describe()}"
 
-    def note(self) -> str:
-        return f"map of {self._source.note()}"
+    def origin(self) -> Origin:
+        origin = self._root().origin()
+        origin.description = f"map of {origin.description}"
+        return origin

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import itertools
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Final, NoReturn, Protocol
+from types import CodeType, TracebackType
+from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 
 class _Pending:
@@ -21,11 +24,18 @@ PENDING: Final = _Pending()
 _callbacks_lock = threading.Lock()
 
 
+# It may return a promise that it has settled, whose own callbacks come next.
+Callback: TypeAlias = "Callable[[Promise], Promise | None]"
+
+
 class Owner(Protocol):
     """Who can settle a promise: a scope."""
 
     def force(self, promise: Promise) -> None:
         """Settle `promise`, or raise `NotReady`."""
+
+    def want(self, promise: Promise) -> None:
+        """See to it that `promise` is settled soon: somebody awaits it."""
 
     def remember(self, failure: Failure) -> None:
         """Raise `failure` at the end, should nobody have looked at it by then."""
@@ -34,23 +44,57 @@ class Owner(Protocol):
         """Run the callbacks of `promise` after it was settled."""
 
 
+class Origin:
+    """Where a promise comes from: what can be told of it when it is gone.
+
+    Attributes:
+        description: of what it is the value, without values that may be secret.
+        code, instruction: where the program called it. The line is looked up if it is asked for.
+        number: its place in the program's order.
+    """
+
+    __slots__ = ("code", "description", "instruction", "number")
+
+    def __init__(
+        self, description: str, number: int, code: CodeType | None = None, instruction: int = 0
+    ) -> None:
+        self.description = description
+        self.number = number
+        self.code = code
+        self.instruction = instruction
+
+    def note(self) -> str:
+        """Return what to tell of it in an error: where it was called, above all."""
+        code = self.code
+        if code is None:
+            return self.description
+        line = next(itertools.islice(code.co_positions(), self.instruction // 2, None))[0]
+        return f"{self.description}, queued at {code.co_filename}:{line} in {code.co_qualname}"
+
+
 class Failure:
     """The outcome of a promise that failed.
 
     Attributes:
         error: what to raise.
-        origin: the promise that failed first.
+        origin: what failed first.
         seen: somebody was told, so it need not surface at the end of the scope.
+        report: what to do if nobody was told until this is forgotten.
     """
 
-    __slots__ = ("_noted", "_traceback", "error", "origin", "seen")
+    __slots__ = ("_noted", "_traceback", "error", "origin", "report", "seen")
 
-    def __init__(self, error: BaseException, origin: Promise) -> None:
+    def __init__(self, error: BaseException, promise: Promise) -> None:
         self.error = error
-        self.origin = origin
+        self.origin = promise.origin()
         self.seen = False
+        self.report: Callable[[Failure], None] | None = None
         self._noted = False
         self._traceback: TracebackType | None = error.__traceback__
+
+    def __del__(self) -> None:
+        if self.report is not None and not self.seen:
+            self.report(self)
 
     def look(self) -> BaseException:
         """Return the error, which counts as seen from now on."""
@@ -65,16 +109,25 @@ class Failure:
         return f"{type(self.error).__name__}: {self.error} ({self.origin.note()})"
 
     def throw(self) -> NoReturn:
-        """Raise the error as it was when it was stored.
+        """Raise a copy of the error.
 
-        Raising adds to an error's traceback, and a frame there that holds the error is a
-        reference cycle; the `outcome` library's Error.unwrap breaks it in the same way.
+        Raising adds the frames it passes to an error, and they hold this: a stored error would
+        be part of a reference cycle. It also would keep the frames of whoever raised it before.
         """
-        error = self.look()
+        error = fresh = self.look()
+        kind = type(error)
+        with contextlib.suppress(TypeError):  # a class that makes its instances in another way
+            # Not through the constructor, which may have changed its arguments already.
+            fresh = kind.__new__(kind, *error.args)
+            fresh.__dict__.update(error.__dict__)
+            fresh.__notes__ = list(error.__notes__)
+        fresh.__cause__ = error.__cause__
+        fresh.__context__ = error.__context__
+        fresh.__suppress_context__ = error.__suppress_context__
         try:
-            raise error.with_traceback(self._traceback)
+            raise fresh.with_traceback(self._traceback)
         finally:
-            del error, self
+            del error, fresh, self
 
 
 class Promise:
@@ -84,14 +137,16 @@ class Promise:
         outcome: PENDING, then for good a plain value or a `Failure`.
         owner: who settles it.
         callbacks: what to call once it is settled.
+        number: its place in the program's order, where that needs to be known.
     """
 
-    __slots__ = ("__weakref__", "callbacks", "outcome", "owner")
+    __slots__ = ("__weakref__", "callbacks", "number", "outcome", "owner")
 
     def __init__(self, owner: Owner) -> None:
         self.outcome: Any = PENDING
         self.owner = owner
-        self.callbacks: list[Callable[[Promise], None]] | None = None
+        self.number = 0
+        self.callbacks: list[Callback] | None = None
 
     def get(self) -> Any:
         """Return the value, forcing it if need be.
@@ -100,18 +155,24 @@ class Promise:
             NotReady: it cannot be had yet.
             Exception: whatever the promise failed with.
         """
-        outcome = self.settled()
+        outcome = self.outcome
+        if outcome is PENDING:
+            outcome = self.settled()
         if type(outcome) is Failure:
             outcome.throw()
         return outcome
 
     def settled(self) -> Any:
         """Return the outcome, forcing it if need be."""
-        if self.outcome is PENDING:
+        while self.outcome is PENDING:  # its owner may have changed meanwhile
             self.owner.force(self)
         return self.outcome
 
-    def when_settled(self, callback: Callable[[Promise], None]) -> None:
+    def want(self) -> None:
+        """See to it that this is settled soon: somebody awaits it."""
+        self.owner.want(self)
+
+    def when_settled(self, callback: Callback) -> None:
         """Call `callback` with this promise as soon as it is settled: once, perhaps now."""
         with _callbacks_lock:
             if self.callbacks is None:
@@ -123,16 +184,37 @@ class Promise:
             self.run_callbacks()
 
     def run_callbacks(self) -> None:
-        """Run the callbacks of a settled promise, each once."""
-        with _callbacks_lock:
-            callbacks, self.callbacks = self.callbacks, None
-        for callback in callbacks or ():
-            callback(self)
+        """Run the callbacks of a settled promise, each once, and those of what they settle."""
+        interrupted: BaseException | None = None
+        settled: collections.deque[Promise] = collections.deque([self])
+        while settled:  # chains may be long: no recursion
+            promise = settled.popleft()
+            with _callbacks_lock:
+                callbacks, promise.callbacks = promise.callbacks, None
+            for callback in callbacks or ():
+                try:
+                    next_settled = callback(promise)
+                except BaseException as error:  # nobody else may miss it
+                    interrupted = error
+                    continue
+                if next_settled is not None:
+                    settled.append(next_settled)
+        if interrupted is not None:
+            raise interrupted
 
     def describe(self) -> str:
         """Return what this is the value of, without values that may be secret."""
         return "value"
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether it can only be awaited, since no thread may wait for it."""
+        return False
+
+    def origin(self) -> Origin:
+        """Return what can be told of this when it is gone."""
+        return Origin(self.describe(), self.number)
+
     def note(self) -> str:
-        """Return what to tell of it in an error: where it was called, above all."""
-        return self.describe()
+        """Return what to tell of this in an error."""
+        return self.origin().note()

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from typing import Any, TypeVar
 
-from autobatch.future import Future, unwrap
+from autobatch.future import FUTURE_TYPES, unwrap
 
 T = TypeVar("T")
 
@@ -18,7 +18,8 @@ def resolve(structure: T) -> T:
 
     Args:
         structure: dicts (keys too), lists, tuples, named tuples, sets, frozensets and instances
-            of dataclasses, in any nesting, also with cycles. Anything else counts as a leaf.
+            of dataclasses, nested as deep as Python can recurse, also with cycles. Anything else
+            counts as a leaf.
 
     Returns:
         The same object where nothing in it was a Future; otherwise a copy, in which the parts
@@ -57,7 +58,7 @@ def _containers_of_futures(structure: Any) -> set[int]:
         if id(thing) in visited:
             continue
         visited.add(id(thing))
-        if type(thing) is Future:
+        if type(thing) in FUTURE_TYPES:
             found.append(id(thing))
             continue
         for child in _children(thing):
@@ -88,7 +89,7 @@ class _Copier:
 
     def _copy_lazy(self, thing: Any) -> Any:
         kind = type(thing)
-        if kind is Future:
+        if kind in FUTURE_TYPES:
             return resolve(unwrap(thing))  # map() may have made a structure of Futures
         if issubclass(kind, tuple):
             items = [self.copy(item) for item in thing]

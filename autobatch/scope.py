@@ -19,6 +19,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextvars
+import functools
 import itertools
 import logging
 import os
@@ -29,12 +30,14 @@ from typing import Any, TypeVar
 
 from contextvars_extras import ContextVarExt
 
-from autobatch.batch import Entry, Transaction, commands_of, plan
+from autobatch.batch import Batch, Entry, Transaction, commands_of, plan
 from autobatch.command import Command, calling_frame
-from autobatch.errors import BlockingFlushWarning, NotReady
+from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
+from autobatch.future import not_ready
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import Stats
 from autobatch.wire import sync
+from autobatch.wire.tick import tick_of
 
 T = TypeVar("T")
 logger = logging.getLogger("autobatch")
@@ -60,6 +63,8 @@ class Scope(abc.ABC):
 
     stats: Stats
     closed: bool
+    loop: asyncio.AbstractEventLoop | None = None
+    """The event loop of the asyncio clients that are called in it."""
     held = False
     """Whether its commands are held back until a block ends, since they run together."""
 
@@ -71,17 +76,22 @@ class Scope(abc.ABC):
             NotReady: the scope is an atomic block, which is sent as a whole at its end.
         """
 
+    @abc.abstractmethod
     async def aflush(self) -> None:
-        """Do the same without blocking the event loop: synchronous clients flush in a thread."""
-        if self.busy:
-            await in_thread(self.flush)
+        """Send what waits, and wait until its Futures are settled, without blocking the loop.
+
+        Synchronous clients flush in a thread. Being cancelled ends the wait, not the work.
+
+        Raises:
+            NotReady: the scope is an atomic block.
+        """
 
     @abc.abstractmethod
     def discard(self) -> None:
         """Drop the commands of this scope that were not sent yet. Their Futures say so."""
 
     @abc.abstractmethod
-    def add(self, command: Command) -> None:
+    def add(self, command: Entry) -> None:
         """Queue a plain command of one reply. If the scope has closed meanwhile, send it."""
 
     @abc.abstractmethod
@@ -89,16 +99,32 @@ class Scope(abc.ABC):
         """Queue anything."""
 
     @abc.abstractmethod
-    def drop(self, commands: list[Command], why: str) -> None:
-        """Drop those of `commands` that were not sent yet."""
+    def drop(self, part: Scope, why: str) -> None:
+        """Drop the commands that belong to `part`, a block of this scope, and were not sent."""
+
+    @abc.abstractmethod
+    def forked(self) -> None:
+        """Forget, in a forked child, what the parent process will send."""
+
+    @abc.abstractmethod
+    def unseen(self) -> list[Failure]:
+        """Return, once, the errors that nobody has looked at so far, in program order."""
 
     @abc.abstractmethod
     def step_aside(self) -> None:
         """Send what waits, for something that goes another way and has to come after it."""
 
     @abc.abstractmethod
+    async def astep_aside(self) -> None:
+        """The same, without blocking the event loop."""
+
+    @abc.abstractmethod
     def force(self, promise: Promise) -> None:
         """Settle `promise`, or raise `NotReady`."""
+
+    @abc.abstractmethod
+    def want(self, promise: Promise) -> None:
+        """See to it that `promise` is settled soon: somebody awaits it."""
 
     @abc.abstractmethod
     def remember(self, failure: Failure) -> None:
@@ -122,6 +148,7 @@ class OwnScope(Scope):
         # the front while others append: so the hot path needs no lock.
         self._queue: list[Entry] = []
         self._usual = True
+        self._several_wires = False
         self.stats = Stats(self._queue)
         self.closed = False
         self._max_commands = max_commands
@@ -129,11 +156,18 @@ class OwnScope(Scope):
         self._bytes = 0  # threads may lose an addition to each other: the limit is no budget
         self._failures: list[Failure] = []
         self._followed: list[Promise] = []
-        self._in_flight = False
         self._process = _process
-        self._flushing = threading.RLock()
+        self._taking = threading.Lock()  # for the moment that it takes
+        self._flushing = threading.RLock()  # as long as a thread waits for its servers
+        self._in_flight = False
+        # asyncio's part: see dispatch().
+        self._lane = next(_lanes)
+        self._wanted = False
+        self._outstanding = 0
+        self._journey: asyncio.Task[None] | None = None
+        self._arrivals: list[asyncio.Future[None]] = []
 
-    def add(self, command: Command) -> None:
+    def add(self, command: Entry) -> None:
         queue = self._queue
         queue.append(command)
         self._bytes += len(command.packed)
@@ -147,135 +181,274 @@ class OwnScope(Scope):
 
     def add_unusual(self, entry: Entry) -> None:
         self._usual = False
-        for command in commands_of([entry]):
-            self._bytes += len(command.packed)
-        self._queue.append(entry)
-        if self.closed:
-            self.flush()
+        self.add(entry)
 
     def _take(self) -> list[Entry]:
-        """Take the queue away; the caller holds `_flushing`."""
+        """Take the queue away."""
         queue = self._queue
-        count = len(queue)
-        entries = queue[:count]
+        with self._taking:
+            count = len(queue)
+            entries = queue[:count]
+            del queue[:count]
         self._bytes = 0
         self.stats.took(len(entries) if self._usual else len(commands_of(entries)))
-        del queue[:count]
         return entries
+
+    def _depart(self) -> list[list[Batch]]:
+        """Take the queue away and plan how it travels."""
+        first = self.stats.commands - len(self._queue)
+        entries = self._take()
+        if not entries:
+            return []
+        self.stats.flushes += 1
+        waves = plan(entries, usual=self._usual)
+        if self._several_wires or len(waves) > 1 or len(waves[0]) > 1:
+            # Replies come in any order now, but errors are reported in the program's.
+            self._several_wires = True
+            for number, command in enumerate(commands_of(entries), first):
+                command.number = number
+        return waves
 
     def flush(self) -> None:
         if self._process is not _process:
             self.forked()
-        if self.busy:
+        if self._in_flight or self._queue:
             with self._flushing:
                 self._send()
 
     def step_aside(self) -> None:
         self.flush()
 
+    async def astep_aside(self) -> None:
+        if self.busy:
+            await self.aflush()
+
     def force(self, promise: Promise) -> None:
+        if promise.asynchronous:
+            raise not_ready(promise)
         if self._process is not _process:
             self.forked()
         if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
-            _warn_of_blocking(promise)
+            _warn_of_blocking()
         with self._flushing:
-            while promise.outcome is PENDING:
+            # A function given to map() may have made it the value of another scope's Future.
+            while promise.outcome is PENDING and _whole(promise.owner) is self:
                 if not self._send():
                     raise NotReady(
-                        f"{promise.describe()} is being settled by this very thread: a response "
-                        "callback or a function given to map() cannot wait for what it is part of"
+                        f"{promise.describe()} cannot be waited for here. Either this thread is "
+                        "settling it (a response callback, or a function given to map(), cannot "
+                        "wait for what it is part of), or it was in flight before os.fork()"
                     )
 
     def _send(self) -> bool:
         """Send what waits; return whether there was anything. The caller holds `_flushing`."""
         self._in_flight = True  # before the queue looks empty
-        entries = self._take()
-        if not entries:
-            self._in_flight = False
-            return False
-        self.stats.flushes += 1
-        waves = plan(entries, usual=self._usual)
-        known = len(self._failures)
         try:
-            for wave in waves:
-                round_trips, exchanges = sync.exchange(wave)
-                self.stats.round_trips += round_trips
-                self.stats.exchanges += exchanges
-        except BaseException as error:
-            for batch in itertools.chain(*waves):
-                batch.never_sent(error)
-            raise
+            waves = self._depart()
+            try:
+                for wave in waves:
+                    self._exchange([batch for batch in wave if not self._hand_over(batch)])
+            except BaseException as error:
+                for batch in itertools.chain(*waves):
+                    batch.give_up(error)
+                raise
         finally:
             self._in_flight = False
-            if len(self._failures) > known and (len(waves) > 1 or len(waves[0]) > 1):
-                self._sort_failures(known, entries)
             if self._followed:
                 self._run_callbacks()
-        return True
+        return bool(waves)
 
-    def _sort_failures(self, start: int, entries: list[Entry]) -> None:
-        """Bring the failures of several batches into program order."""
-        order: dict[Promise, int] = {c: number for number, c in enumerate(commands_of(entries))}
-        failures = self._failures[start:]
-        failures.sort(key=lambda failure: order.get(failure.origin, len(order)))
-        self._failures[start:] = failures
+    def _exchange(self, batches: list[Batch]) -> None:
+        if batches:
+            round_trips, exchanges = sync.exchange(batches)
+            self.stats.round_trips += round_trips
+            self.stats.exchanges += exchanges
 
     def _run_callbacks(self) -> None:
+        interrupted: BaseException | None = None
         followed, self._followed = self._followed, []
         for promise in followed:
             if promise.outcome is PENDING:
                 self._followed.append(promise)
-            else:
+                continue
+            try:
                 promise.run_callbacks()
+            except BaseException as error:  # the others' functions are to run all the same
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
+    # ---- asyncio: nothing here waits, but aflush() and aclose() --------------------------
+
+    def want(self, promise: Promise) -> None:  # noqa: ARG002  # everything is wanted at once
+        loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
+        if loop is not None and self._queue and not self._wanted:
+            self._wanted = True
+            tick_of(loop).at_end(self)
+
+    def dispatch(self) -> None:
+        """Hand what waits over to the connections, or to a task if there is more to do."""
+        self._wanted = False
+        waves = self._depart()
+        if not waves:
+            return
+        asynchronous = len(waves) == 1 and all(batch.wire.asynchronous for batch in waves[0])
+        if asynchronous and self._journey is None:
+            for batch in waves[0]:
+                self._hand_over(batch)
+            self.stats.round_trips += 1
+        else:
+            # Synchronous clients take part, or an order has to be kept between connections.
+            self._outstanding += 1
+            self._journey = asyncio.create_task(self._travel(waves, self._journey))
+
+    async def _travel(self, waves: list[list[Batch]], before: asyncio.Task[None] | None) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            for wave in waves:
+                others = [batch for batch in wave if not batch.wire.asynchronous]
+                arrivals = [self._hand_over_and_wait(b) for b in wave if b.wire.asynchronous]
+                self.stats.round_trips += not others
+                if others:
+                    await in_thread(functools.partial(self._exchange_in_turn, others))
+                await asyncio.gather(*arrivals)
+        except BaseException as error:
+            for batch in itertools.chain(*waves):
+                batch.give_up(error)
+            raise
+        finally:
+            if self._journey is asyncio.current_task():
+                self._journey = None
+            self._landed()
+
+    def _exchange_in_turn(self, batches: list[Batch]) -> None:
+        with self._flushing:
+            self._exchange(batches)
+            self._run_callbacks()
+
+    def _hand_over(self, batch: Batch, landed: Callable[[], None] | None = None) -> bool:
+        """Hand an asyncio client's batch over to its connection; say no to any other."""
+        if not batch.wire.asynchronous:
+            return False
+        self._outstanding += 1
+        self.stats.exchanges += 1
+        submit = functools.partial(batch.wire.submit, batch, self._lane, landed or self._landed)
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # as above
+            submit()
+        elif self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(submit)
+        else:
+            batch.give_up(NoLoop("an asyncio client's command needs a running event loop"))
+            self._outstanding -= 1
+        return True
+
+    def _hand_over_and_wait(self, batch: Batch) -> asyncio.Future[None]:
+        arrival = asyncio.get_running_loop().create_future()
+
+        def landed() -> None:
+            self._landed()
+            if not arrival.done():
+                arrival.set_result(None)
+
+        self._hand_over(batch, landed)
+        return arrival
+
+    def _landed(self) -> None:
+        self._outstanding -= 1
+        if self._followed:
+            self._run_callbacks()
+        if self._outstanding == 0 and self._arrivals:
+            arrivals, self._arrivals = self._arrivals, []
+            for arrival in arrivals:
+                if not arrival.done():
+                    arrival.set_result(None)
+
+    async def aflush(self) -> None:
+        self.dispatch()
+        if self._outstanding:
+            arrival = asyncio.get_running_loop().create_future()
+            self._arrivals.append(arrival)
+            await arrival
+        elif self._in_flight:  # in another thread
+            await in_thread(self.flush)
+
+    async def aclose(self, name: str = "a cancelled scope") -> list[Failure]:
+        """End the scope as `close` does, without blocking the loop.
+
+        Being cancelled ends the wait, not the work; errors are logged then, under `name`.
+        """
+        if self.busy:
+            work = asyncio.create_task(self._finish())
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                work.add_done_callback(lambda _: log_unseen(self.unseen(), name))
+                raise
+        self.closed = True
+        return self.unseen()
+
+    async def _finish(self) -> None:
+        while self.busy:
+            await self.aflush()
+        self.closed = True
+        await self.aflush()
+
+    # ---- errors, dropping, closing -------------------------------------------------------
 
     def remember(self, failure: Failure) -> None:
-        self._failures.append(failure)
+        if self.closed and self.loop is not None:
+            failure.report = functools.partial(_report_stray, self.loop)
+        else:
+            self._failures.append(failure)
 
     def follow(self, promise: Promise) -> None:
         self._followed.append(promise)
 
     def discard(self) -> None:
-        with self._flushing:
-            entries = self._take()
-        for command in commands_of(entries):
+        for command in commands_of(self._take()):
             command.drop("its scope was discarded")
 
-    def drop(self, commands: list[Command], why: str) -> None:
-        unwanted = set(commands)
-        with self._flushing:
+    def drop(self, part: Scope, why: str) -> None:
+        dropped: list[Command] = []
+        with self._taking:
             count = len(self._queue)
             kept: list[Entry] = []
-            dropped: list[Command] = []
             for entry in self._queue[:count]:
                 members = commands_of([entry])
-                if members[0] in unwanted:  # a transaction belongs to one block, as a whole
+                if _belongs(members[0], part):  # a transaction belongs to one block, as a whole
                     dropped.extend(members)
                 else:
                     kept.append(entry)
             self._queue[:count] = kept
-            self.stats.took(len(dropped))
+        self.stats.took(len(dropped))
         for command in dropped:
             command.drop(why)
 
     @property
     def busy(self) -> bool:
-        return self._in_flight or bool(self._queue)
+        return self._in_flight or bool(self._queue) or self._outstanding > 0
 
     def forked(self) -> None:
-        """Forget, in a forked child, what the parent process will send."""
+        if self._process is _process:
+            return
         self._process = _process
+        self._in_flight = False
+        self._taking = threading.Lock()
         self._flushing = threading.RLock()
         for command in commands_of(self._take()):
-            command.drop("it was called before os.fork(), so the parent process sends it")
+            command.drop(_FORKED)
 
     def close(self) -> list[Failure]:
         """End the scope: send what waits, until nothing does.
+
+        Commands of asyncio clients are handed over, and not waited for.
 
         Returns:
             The errors that nobody has looked at, in program order.
         """
         try:
-            while self.busy:  # again for what functions given to map() have called
+            while self._in_flight or self._queue:  # again for what map() has called
                 self.flush()
             self.closed = True
             self.flush()  # what another thread has called in the meantime
@@ -293,36 +466,93 @@ class OwnScope(Scope):
         distinct = {id(failure): failure for failure in failures if not failure.seen}
         for failure in distinct.values():
             failure.seen = True
-        return list(distinct.values())
+        return sorted(distinct.values(), key=lambda failure: failure.origin.number)
+
+
+class StrayScope(OwnScope):
+    """The commands of asyncio clients outside any scope: they leave when the tick ends."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self._lane = 0
+
+    def add(self, command: Entry) -> None:
+        super().add(command)
+        if self._queue:
+            self.want(commands_of([command])[0])
+
+    def remember(self, failure: Failure) -> None:
+        assert self.loop is not None
+        failure.report = functools.partial(_report_stray, self.loop)
+
+
+def stray_scope(loop: asyncio.AbstractEventLoop) -> StrayScope:
+    """Return the scope of what is called outside any scope in a loop."""
+    tick = tick_of(loop)
+    if tick.stray is None:
+        tick.stray = StrayScope(loop)
+    stray: StrayScope = tick.stray
+    return stray
+
+
+def _report_stray(loop: asyncio.AbstractEventLoop, failure: Failure) -> None:
+    if not loop.is_closed():
+        message = f"nobody looked at the error of a Redis command: {failure.summary()}"
+        context = {"message": message, "exception": failure.error}
+        loop.call_soon_threadsafe(loop.call_exception_handler, context)
 
 
 class _Part(Scope):
     """A block inside another scope that shares its queue, but not its fate."""
 
     def __init__(self, parent: Scope) -> None:
-        self._parent = parent
+        self.parent = parent
         self.stats = parent.stats
         self.closed = False
         self.held = parent.held
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        return self.parent.loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.parent.loop = loop
+
     def flush(self) -> None:
-        self._parent.flush()
+        self.parent.flush()
 
     def step_aside(self) -> None:
-        self._parent.step_aside()
+        self.parent.step_aside()
+
+    async def astep_aside(self) -> None:
+        await self.parent.astep_aside()
+
+    async def aflush(self) -> None:
+        await self.parent.aflush()
+
+    def want(self, promise: Promise) -> None:
+        self.parent.want(promise)
 
     def force(self, promise: Promise) -> None:
-        self._parent.force(promise)
+        self.parent.force(promise)
 
     def remember(self, failure: Failure) -> None:
-        self._parent.remember(failure)
+        self.parent.remember(failure)
+
+    def unseen(self) -> list[Failure]:
+        return self.parent.unseen()
+
+    def forked(self) -> None:
+        self.parent.forked()
 
     def follow(self, promise: Promise) -> None:
-        self._parent.follow(promise)
+        self.parent.follow(promise)
 
     @property
     def busy(self) -> bool:
-        return self._parent.busy
+        return self.parent.busy
 
     @abc.abstractmethod
     def leave(self, error: BaseException | None) -> None:
@@ -332,29 +562,22 @@ class _Part(Scope):
 class DiscardingPart(_Part):
     """A joined block with `on_error="discard"`: its commands wait like others, until it fails."""
 
-    def __init__(self, parent: Scope) -> None:
-        super().__init__(parent)
-        self._commands: list[Command] = []
-
-    def add(self, command: Command) -> None:
-        self._commands.append(command)
-        self._parent.add(command)
+    def add(self, command: Entry) -> None:
+        self.parent.add(command)
 
     def add_unusual(self, entry: Entry) -> None:
-        self._commands.extend(commands_of([entry]))
-        self._parent.add_unusual(entry)
+        self.parent.add_unusual(entry)
 
     def discard(self) -> None:
-        self.drop(self._commands, "its block was discarded")
+        self.drop(self, "its block was discarded")
 
-    def drop(self, commands: list[Command], why: str) -> None:
-        self._parent.drop(commands, why)
+    def drop(self, part: Scope, why: str) -> None:
+        self.parent.drop(part, why)
 
     def leave(self, error: BaseException | None) -> None:
         self.closed = True
         if error is not None:
-            self.drop(self._commands, f"its block was ended by {type(error).__name__}")
-        self._commands = []
+            self.drop(self, f"its block was ended by {type(error).__name__}")
 
 
 class AtomicPart(_Part):
@@ -366,16 +589,15 @@ class AtomicPart(_Part):
         self._commands: list[Command] = []
         self._lock = threading.Lock()
 
-    def add(self, command: Command) -> None:
+    def add(self, command: Entry) -> None:
         with self._lock:
             if not self.closed:
-                self._commands.append(command)
+                self._commands.extend(commands_of([command]))
                 return
-        self._parent.add(command)
+        self.parent.add_unusual(command)
 
     def add_unusual(self, entry: Entry) -> None:
-        for command in commands_of([entry]):
-            self.add(command)
+        self.add(entry)
 
     def flush(self) -> None:
         raise NotReady(
@@ -383,7 +605,18 @@ class AtomicPart(_Part):
             "Flush before the block, or after it"
         )
 
+    async def aflush(self) -> None:
+        self.flush()
+
+    def want(self, promise: Promise) -> None:
+        self._check_left(promise)
+        self.parent.want(promise)
+
     def force(self, promise: Promise) -> None:
+        self._check_left(promise)
+        self.parent.force(promise)
+
+    def _check_left(self, promise: Promise) -> None:
         if not self.closed:
             raise NotReady(
                 f"the value of {promise.describe()} is needed inside its own atomic block, which "
@@ -391,29 +624,50 @@ class AtomicPart(_Part):
                 "through .map(), or read it before the block; to decide on what is read, use "
                 "redis-py's own pipeline() and WATCH"
             )
-        self._parent.force(promise)
 
     def discard(self) -> None:
-        self.drop(self._commands, "its atomic block was discarded")
+        self.drop(self, "its atomic block was discarded")
 
-    def drop(self, commands: list[Command], why: str) -> None:
-        unwanted = set(commands)
+    def drop(self, part: Scope, why: str) -> None:
         with self._lock:
-            dropped = [command for command in self._commands if command in unwanted]
-            self._commands = [command for command in self._commands if command not in unwanted]
+            dropped = [command for command in self._commands if _belongs(command, part)]
+            self._commands = [c for c in self._commands if not _belongs(c, part)]
+        self.stats.took(len(dropped))
         for command in dropped:
             command.drop(why)
+
+    def forked(self) -> None:
+        self._lock = threading.Lock()
+        self.drop(self, _FORKED)
+        super().forked()
 
     def leave(self, error: BaseException | None) -> None:
         with self._lock:
             self.closed = True
         if error is not None:
-            self.drop(self._commands, f"its atomic block was ended by {type(error).__name__}")
+            self.drop(self, f"its atomic block was ended by {type(error).__name__}")
         by_wire: dict[Any, list[Command]] = {}
         for command in self._commands:
             by_wire.setdefault(command.wire, []).append(command)
+        self._commands = []
         for wire, commands in by_wire.items():
-            self._parent.add_unusual(Transaction(commands, wire))
+            self.parent.add_unusual(Transaction(commands, wire))
+
+
+def _whole(owner: Any) -> Any:
+    """Return the scope that a block is a part of."""
+    while isinstance(owner, _Part):
+        owner = owner.parent
+    return owner
+
+
+def _belongs(command: Command, part: Scope) -> bool:
+    owner: Any = command.owner
+    while owner is not part:
+        if not isinstance(owner, _Part):
+            return False
+        owner = owner.parent
+    return True
 
 
 def open_scope() -> Scope | None:
@@ -438,6 +692,13 @@ def step_aside() -> None:
     scope = open_scope()
     if scope is not None:
         scope.step_aside()
+
+
+async def astep_aside() -> None:
+    """The same, without blocking the event loop."""
+    scope = open_scope()
+    if scope is not None:
+        await scope.astep_aside()
 
 
 def surface(failures: list[Failure], error: BaseException | None = None) -> None:
@@ -470,26 +731,16 @@ def log_unseen(failures: list[Failure], where: str = "a cancelled scope") -> Non
         logger.error("unseen error in %s: %s", where, failure.summary(), exc_info=failure.error)
 
 
-async def in_thread(function: Callable[[], T], abandoned: Callable[[T], None] | None = None) -> T:
-    """Run `function` in a thread, in this context, and return its result.
-
-    Being cancelled ends the wait, not the work: the result then goes to `abandoned`.
-    """
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run `function` in a thread, in this context, and return its result."""
     loop = asyncio.get_running_loop()
-    work = loop.run_in_executor(None, contextvars.copy_context().run, function)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if abandoned is not None:
-            deliver = abandoned
-            work.add_done_callback(lambda done: deliver(done.result()))
-        raise
+    return await loop.run_in_executor(None, contextvars.copy_context().run, function)
 
 
-def _warn_of_blocking(promise: Promise) -> None:
+def _warn_of_blocking() -> None:
     frame = calling_frame()
     warnings.warn_explicit(
-        f"{promise.describe()} was forced on a thread that runs an event loop, which waits for "
+        "a value was forced on a thread that runs an event loop, which waits for "
         "the server meanwhile. Await scope.aflush() first, or use an asyncio client",
         BlockingFlushWarning,
         frame.f_code.co_filename,
@@ -501,8 +752,13 @@ def _warn_of_blocking(promise: Promise) -> None:
 def _after_fork() -> None:
     global _process  # noqa: PLW0603  # the scopes of this process compare theirs with it
     _process = object()
+    scope = current()
+    if scope is not None:
+        scope.forked()  # what is called in it from now on is the child's
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 _SHOWN_FAILURES = 20
+_FORKED = "it was called before os.fork(), so the parent process sends it"
+_lanes = itertools.count()

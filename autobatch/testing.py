@@ -73,6 +73,7 @@ class Proxy:
         self.links: set[_Link] = set()
         # Not epoll, whose timers are whole milliseconds.
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._serving = threading.Event()
         self._thread = threading.Thread(
             target=self.serve_forever, name="autobatch-proxy", daemon=True
         )
@@ -98,6 +99,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._serving.wait()  # or stopping it could come before it runs
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,6 +112,7 @@ class Proxy:
         server = loop.run_until_complete(
             loop.create_server(lambda: _ClientSide(self, loop), sock=self._socket)
         )
+        loop.call_soon(self._serving.set)
         try:
             loop.run_forever()
         finally:

@@ -74,9 +74,12 @@ class BatchMiddleware:
             failures = own.unseen()
         if failures:
             # The server never sees the body, so closing it is up to us.
-            getattr(body, "close", _nothing)()
-            own.close()
-            surface(failures)
+            try:
+                getattr(body, "close", _nothing)()
+            except BaseException as error:
+                surface(failures + own.close(), error)
+                raise
+            surface(failures + own.close())
         if own.closed:
             return body
         name = f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
@@ -121,9 +124,16 @@ class _Body:
         if self._chunks is None:
             self._chunks = iter(self._body)
         try:
-            return next(self._chunks)
-        finally:
+            chunk = next(self._chunks)
+        except StopIteration:
             self._flush()
+            raise
+        except BaseException as error:
+            self._own.step_aside()
+            surface(self._own.unseen(), error)
+            raise
+        self._flush()
+        return chunk
 
     def _flush(self) -> None:
         self._own.step_aside()

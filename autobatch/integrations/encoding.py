@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from autobatch.future import Future, unwrap
+from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.resolve import resolve
 
 
@@ -15,7 +15,7 @@ def default(value: Any) -> Any:
     Raises:
         TypeError: it is no Future, and no JSON either.
     """
-    if type(value) is Future:
+    if type(value) in FUTURE_TYPES:
         return unwrap(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 

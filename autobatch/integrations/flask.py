@@ -7,7 +7,7 @@ from typing import Any
 
 from flask.json.provider import DefaultJSONProvider
 
-from autobatch.future import Future, unwrap
+from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.integrations import encoding
 from autobatch.resolve import resolve
 
@@ -18,7 +18,7 @@ class JSONProvider(DefaultJSONProvider):
     @staticmethod
     def default(value: Any) -> Any:
         """Return what stands for a value that is no JSON: a Future's own value."""
-        if type(value) is Future:
+        if type(value) in FUTURE_TYPES:
             return unwrap(value)
         return DefaultJSONProvider.default(value)
 

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse as PlainJSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -44,7 +45,8 @@ class JSONResponse(PlainJSONResponse):
             default=encoding.default,
         )
         self.body = encoding.encode(self._content, dumps).encode()
-        self.headers["content-length"] = str(len(self.body))
+        if "content-length" in self.headers:
+            self.headers["content-length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 
@@ -56,12 +58,14 @@ async def error_response(
     The handlers are where Starlette's ExceptionMiddleware keeps them, in the connection's scope;
     the one for the nearest base class is taken, as there.
     """
-    handlers, _ = scope["starlette.exception_handlers"]
-    handler = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+    handlers, by_status = scope["starlette.exception_handlers"]
+    handler = by_status.get(error.status_code) if isinstance(error, HTTPException) else None
+    if handler is None:
+        handler = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
     if handler is None:
         return None
     request = Request(scope, receive)
-    if inspect.iscoroutinefunction(handler):
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
         response: ASGIApp = await handler(request, error)
     else:
         response = await run_in_threadpool(handler, request, error)

@@ -7,6 +7,7 @@ same, more slowly.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +16,24 @@ import redis
 from redis.connection import AbstractConnection, PythonRespSerializer
 from redis.exceptions import DataError
 
+from autobatch.command import Command
+
 hiredis: Any
 _HiredisParser: Any
 NOT_ENOUGH_DATA: Any
+PushNotification: Any
 try:
     import hiredis
     from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 except ImportError:  # redis-py without hiredis, or with its parser elsewhere
     hiredis = _HiredisParser = NOT_ENOUGH_DATA = None
+PushNotification = getattr(hiredis, "PushNotification", None)
 
 Pack = Callable[[tuple[Any, ...]], bytes]
+
+
+class UnexpectedReply(Exception):
+    """All replies were read, and there is one more: the connection cannot be used any longer."""
 
 
 class BrokenWrite(Exception):
@@ -69,7 +78,11 @@ def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
         try:
             packed = hiredis.pack_command(plain)
         except TypeError as error:
-            bad = next(arg for arg in plain if not isinstance(arg, (str, bytes, int, float)))
+            bad = next(
+                arg
+                for arg in plain
+                if isinstance(arg, bool) or not isinstance(arg, (str, bytes, int, float))
+            )
             raise DataError(
                 f"Invalid input of type: {type(bad).__name__!r}. "
                 "Convert to a bytes, string, int or float first."
@@ -157,6 +170,13 @@ def _read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: li
         else:
             append(reply)
             missing -= 1
+    while reader.has_data():
+        reply = gets()
+        if reply is NOT_ENOUGH_DATA:
+            break
+        if type(reply) is not push_type:  # nobody asked for it, so it must reach nobody
+            raise UnexpectedReply
+        parser.handle_push_response(reply)
 
 
 def _read_one_by_one(
@@ -167,17 +187,103 @@ def _read_one_by_one(
             reply = connection.read_response(
                 disable_decoding=position in raw, disconnect_on_error=False
             )
-        except (redis.ResponseError, UnicodeDecodeError) as error:
+        except redis.ResponseError as error:
+            reply = error
+        except UnicodeDecodeError as error:
+            # redis-py's parsers in Python have put it back: take it as it is.
+            connection.read_response(disable_decoding=True, disconnect_on_error=False)
             reply = error
         replies.append(reply)
+
+
+async def exchange_one(connection: Any, command: Command) -> None:
+    """Send one command on an asyncio connection and settle it.
+
+    A command that only reads is sent again as the connection's retry policy says.
+    """
+
+    async def attempt() -> Any:
+        await connection.send_packed_command([command.packed])
+        try:
+            return await connection.read_response(disable_decoding=command.never_decode)
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except (redis.ResponseError, UnicodeDecodeError) as error:
+            return error
+
+    async def forget_failure(_: Exception) -> None:
+        await connection.disconnect()
+
+    try:
+        if command.read_only:
+            reply = await connection.retry.call_with_retry(attempt, forget_failure)
+        else:
+            reply = await attempt()
+    except BaseException as error:
+        command.outcome_unknown(
+            "cancelled" if _is_cancelled(error) else "connection failure", error
+        )
+        if not isinstance(error, Exception):
+            raise
+    else:
+        command.settle(reply)
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    return isinstance(error, asyncio.CancelledError)
+
+
+def take_over(connection: Any, protocol: asyncio.BaseProtocol) -> tuple[Any, Any]:
+    """Let `protocol` have the transport of a connection that redis-py has opened and greeted.
+
+    Returns:
+        The transport, and the hiredis reader that continues where redis-py's parser stopped.
+    """
+    if hiredis is None:
+        raise ImportError("autobatch.asyncio needs hiredis: pip install 'redis[hiredis]'")
+    parser = connection._parser
+    reader = getattr(parser, "_reader", None)
+    if not isinstance(reader, hiredis.Reader):
+        options: dict[str, Any] = {}
+        if connection.encoder.decode_responses:
+            options["encoding"] = connection.encoder.encoding
+            options["errors"] = connection.encoder.encoding_errors
+        reader = hiredis.Reader(
+            protocolError=redis.InvalidResponse,
+            replyError=parser.parse_error,
+            notEnoughData=NOT_ENOUGH_DATA,
+            **options,
+        )
+    transport = connection._writer.transport
+    transport.set_protocol(protocol)
+    early = bytes(connection._reader._buffer)  # came together with the last reply to the greeting
+    if early:
+        reader.feed(early)
+    return transport, reader
+
+
+async def pushed(connection: Any, reply: Any) -> None:
+    """Let redis-py handle what the server sent without being asked."""
+    await connection._parser.handle_push_response(reply)
+
+
+def forget(connection: Any) -> None:
+    """Make redis-py's connection forget the transport that was taken over."""
+    connection._reader = connection._writer = None
+
+
+def backoff(connection: Any, failures: int) -> float:
+    """Return how many seconds the connection's retry policy waits after so many failures."""
+    seconds: float = connection.retry._backoff.compute(failures)
+    return seconds
 
 
 def decoder(encoder: Any) -> Callable[[Any], Any]:
     """Return the function that decodes a reply that was read as bytes."""
 
     def decode(reply: Any) -> Any:
-        if isinstance(reply, list):
-            return [decode(item) for item in reply]
+        if isinstance(reply, (list, set, tuple)):
+            return type(reply)(decode(item) for item in reply)
         if isinstance(reply, dict):
             return {decode(key): decode(value) for key, value in reply.items()}
         return encoder.decode(reply)

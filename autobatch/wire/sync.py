@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -12,6 +13,7 @@ from autobatch.batch import Batch
 from autobatch.command import Command, Script
 from autobatch.promise import Failure
 from autobatch.wire import connection as link
+from autobatch.wire.server import server_of
 
 
 class Wire:
@@ -24,9 +26,12 @@ class Wire:
         server: equal for wires to the same data.
         pack: returns a command's bytes.
         pack_fast: the same, but fails with any error on what is unusual.
+        decodes: whether the client wants text.
         decode: decodes a reply that was read as bytes.
         scripts: those whose source is known, by digest.
     """
+
+    asynchronous = False
 
     def __init__(
         self,
@@ -37,9 +42,11 @@ class Wire:
         self._pool = pool
         self._connection = connection
         self._lock = lock
-        self.server = _server(pool)
+        self.server = server_of(pool)
         self.pack, self.pack_fast = link.packers(pool)
-        self.decode = link.decoder(pool.get_encoder())
+        encoder = pool.get_encoder()
+        self.decodes: bool = encoder.decode_responses
+        self.decode = link.decoder(encoder)
         self.scripts: dict[str, Script] = {}
 
     def acquire(self) -> Any:
@@ -53,7 +60,15 @@ class Wire:
         assert self._lock is not None
         self._lock.acquire()
         try:
+            if self._connection.pid != os.getpid():  # a fork: leave the parent's socket alone
+                self._connection.disconnect()
+                self._connection.pid = os.getpid()
             self._connection.connect()
+            try:
+                self._connection.can_read()  # fails if the server has closed it meanwhile
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                self._connection.disconnect()
+                self._connection.connect()
         except BaseException:
             self._lock.release()
             raise
@@ -78,23 +93,6 @@ class Wire:
         if type(outcome) is Failure:
             raise outcome.error
         return outcome
-
-
-def _server(pool: ConnectionPool) -> object:
-    """Return what tells one server's database from another's.
-
-    Two databases of a server count as two servers: commands that reach across travel alone.
-    """
-    kwargs = pool.connection_kwargs
-    database = kwargs.get("db") or 0
-    if "path" in kwargs:
-        return kwargs["path"], database
-    if "host" in kwargs:
-        return kwargs["host"], kwargs.get("port"), database
-    service = getattr(pool, "service_name", None)  # a pool of Sentinel's
-    if service is not None:
-        return service, getattr(pool, "is_master", True), database
-    return id(pool)
 
 
 class _Flight:
@@ -131,12 +129,17 @@ class _Flight:
         except link.BrokenWrite as error:
             self.written = error.written
             self.failure = error.cause
+        except BaseException:
+            self.written = _EVERYTHING  # interrupted: nobody can tell
+            raise
 
     def read(self) -> None:
         if self.failure is not None or self.connection is None:
             return
         try:
             link.read(self.connection, self._count, self._raw, self.replies)
+        except link.UnexpectedReply:
+            self.connection.disconnect()
         except Exception as error:
             self.failure = error
             return
@@ -171,6 +174,9 @@ class _Flight:
     def _wire(self) -> Wire:
         wire: Wire = self.batch.wire
         return wire
+
+
+_EVERYTHING = 1 << 62
 
 
 def exchange(batches: list[Batch]) -> tuple[int, int]:

@@ -1,0 +1,209 @@
+"""The asyncio client, and its eager view."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import redis.asyncio
+from redis.commands.core import AsyncScript
+
+from autobatch.aside import aside, aside_module
+from autobatch.command import Command
+from autobatch.funnel import Funnel, twin_of, without_futures
+from autobatch.future import AsyncFuture
+from autobatch.scope import Scope, StrayScope, current, open_scope, stray_scope
+from autobatch.wire.mux import Wire
+
+__all__ = ["Redis", "flush"]
+
+
+class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.py; redis-py's own
+    """redis-py's asyncio client, batching: every call returns a Future at once.
+
+    Constructor, `from_url`, methods and types are redis-py's. Awaiting a Future sends what waits
+    at the end of the event loop's tick, together with what other tasks have called by then, on
+    one connection that they share. A command that nobody awaits is sent, too: inside a scope at
+    its end, outside a scope at the end of the tick.
+    """
+
+    _future_type = AsyncFuture
+    _lanes = 1
+
+    def __init__(self, *args: Any, lanes: int = 1, **kwargs: Any) -> None:
+        """Create a client.
+
+        Args:
+            args: as for redis-py's client.
+            lanes: how many connections its tasks share in each event loop. A scope stays on one
+                of them, so a slow batch holds up only the scopes on its lane.
+            kwargs: as for redis-py's client.
+        """
+        if lanes < 1:
+            raise ValueError("lanes must be at least 1")
+        super().__init__(*args, **kwargs)
+        self._lanes = lanes
+
+    @classmethod
+    def from_url(cls, url: str, *args: Any, lanes: int = 1, **kwargs: Any) -> Redis:
+        """Return a client for a URL, as redis-py's client does; `lanes` as for the constructor."""
+        client: Any = super().from_url(url, *args, **kwargs)
+        client._lanes = lanes
+        made: Redis = client
+        return made
+
+    @functools.cached_property
+    def _wire(self) -> Wire:
+        pool = self.connection_pool
+        # On the pool itself: clients that share it share the connection, and it lives as long.
+        wire: Wire = pool.__dict__.setdefault("_autobatch_wire", Wire(pool, self._lanes))
+        return wire
+
+    @property
+    def eager(self) -> Redis:
+        """The plain view of this client: it flushes what waits, and gives coroutines."""
+        eager: Redis = twin_of(self, EagerRedis)
+        return eager
+
+    @property
+    def batching(self) -> Redis:
+        """The client whose eager view this is; a client that batches is its own."""
+        return self
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Queue a command and return its Future.
+
+        Raises:
+            redis.DataError: an argument cannot be sent.
+            NotReady: an argument is a Future that has no value yet.
+        """
+        loop = asyncio._get_running_loop()
+        scope = current()
+        if scope is None or scope.closed:
+            if loop is None:
+                return self._in_a_loop(args, options)
+            scope = stray_scope(loop)
+        elif scope.loop is None:
+            scope.loop = loop
+        if self.single_connection_client:
+            return self._run_alone(scope, args, options)
+        return self._queue(scope, args, options)
+
+    async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        # For asyncio.run(client.get("key")): called before there is a loop.
+        return await self.execute_command(*args, **options)
+
+    def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return self._step_aside(scope, without_futures(args), options)
+
+    async def _step_aside(
+        self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        if isinstance(scope, StrayScope):
+            scope.dispatch()
+        else:
+            await scope.astep_aside()
+        if str(args[0]).upper().startswith("HIMPORT"):  # its connection has to be prepared first
+            return await super().execute_command(*args, **options)
+        command = self._command(Command, args, options, None)
+        if self.single_connection_client:
+            await self.initialize()
+            value = await self._wire.call(command, self.connection, self._single_conn_lock)
+        else:
+            value = await self._wire.call(command)
+        if command.traits.name == "SCRIPT LOAD":
+            self._know_script(args[-1])
+        return value
+
+    if not TYPE_CHECKING:
+
+        def register_script(self, script):
+            self._know_script(script)
+            return _Script(self, script)
+
+        def pipeline(self, *args, **kwargs):
+            return self._aside(super().pipeline(*args, **kwargs))
+
+        def pubsub(self, **kwargs):
+            return self._aside(super().pubsub(**kwargs))
+
+        def monitor(self):
+            return self._aside(super().monitor())
+
+        def _aside(self, thing):
+            if asyncio._get_running_loop() is not None:
+                self._wire.at_home()  # closes the pool's connections when the loop ends
+            return aside(thing)
+
+        def json(self, *args, **kwargs):
+            return aside_module(super().json(*args, **kwargs))
+
+        def ft(self, *args, **kwargs):
+            return aside_module(super().ft(*args, **kwargs))
+
+        def ts(self, *args, **kwargs):
+            return aside_module(super().ts(*args, **kwargs))
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001  # redis-py's
+        """Send what waits, then close the connections, as redis-py's client does."""
+        await flush()
+        if self._origin is not None:
+            await self._wire.close()
+            await self._origin.aclose(close_connection_pool)
+            return
+        if close_connection_pool or (
+            close_connection_pool is None and self.auto_close_connection_pool
+        ):
+            await self._wire.close()
+        await super().aclose(close_connection_pool)
+
+
+class EagerRedis(Redis):
+    """The plain view of a batching asyncio client: `client.eager`."""
+
+    @property
+    def eager(self) -> Redis:
+        return self
+
+    @property
+    def batching(self) -> Redis:
+        return self._origin if isinstance(self._origin, Redis) else self
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return self._eagerly(args, options)
+
+    async def _eagerly(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        scope = open_scope()
+        if scope is not None:
+            await scope.astep_aside()
+        stray = stray_scope(asyncio.get_running_loop())
+        if self.single_connection_client:
+            return await self._run_alone(stray, args, options)
+        return await self._queue(stray, args, options)
+
+
+class _Script(AsyncScript):
+    """redis-py's script; called with a batching client, it gives a Future at once."""
+
+    def __call__(  # type: ignore[override]  # redis-py's is a coroutine function
+        self, keys: Any = None, args: Any = None, client: Any = None
+    ) -> Awaitable[Any]:
+        client = self.registered_client if client is None else client
+        if not isinstance(client, Redis):
+            return super().__call__(keys, args, client)
+        client._know_script(self.script)
+        keys = tuple(keys or ())
+        evalsha: Callable[..., Awaitable[Any]] = client.evalsha
+        return evalsha(self.sha, len(keys), *keys, *(args or ()))
+
+
+async def flush() -> None:
+    """Send what waits in the ambient scope, or outside one, and wait until it is settled.
+
+    Raises:
+        NotReady: inside an atomic block.
+    """
+    scope = open_scope() or stray_scope(asyncio.get_running_loop())
+    await scope.aflush()

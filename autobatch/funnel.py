@@ -1,0 +1,193 @@
+"""The funnel: every call of a batching client, of either kind, comes through here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from typing import Any, ClassVar, TypeVar
+
+from redis.exceptions import DataError
+
+from autobatch.command import (
+    IN_LIBRARY,
+    NEVER_DECODE,
+    PLAIN,
+    Command,
+    Script,
+    ScriptCall,
+    Travel,
+    calling_frame,
+    spelled_out,
+    traits_of,
+)
+from autobatch.errors import AutobatchError
+from autobatch.future import Future, future_of, set_promise, unwrap
+from autobatch.promise import PENDING, Failure, Promise
+from autobatch.scope import Scope
+
+C = TypeVar("C", bound=Command)
+
+# redis-py's own dict of callbacks folds case in Python, at each access. Its keys are upper case.
+_dict_get: Any = dict.get
+_getframe: Any = sys._getframe  # noqa: SLF001  # public in all but name
+_new: Any = object.__new__
+
+
+class Funnel:
+    """What batching clients have in common, synchronous and asyncio ones: how calls are queued."""
+
+    # The client that this one is the twin of: it owns the pool.
+    _origin: Any = None
+    _future_type: ClassVar[type[Future]] = Future
+
+    connection_pool: Any
+    response_callbacks: Any
+
+    @functools.cached_property
+    def _wire(self) -> Any:
+        """What the commands of this client travel on."""
+        raise NotImplementedError
+
+    def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Run a command that steps aside, after what waits in `scope`."""
+        raise NotImplementedError
+
+    def _queue(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Queue a command and return its Future."""
+        name = args[0]
+        wire = self._wire
+        try:
+            traits = PLAIN.get(name)
+            if traits is None or NEVER_DECODE in options:
+                return self._call_unusual(scope, args, options)
+            packed = wire.pack_fast(args)
+        except (TypeError, DataError):
+            return self._call_unusual(scope, args, options)
+        # A frame becomes an object when it is asked for, which costs. Only redis-py's own methods
+        # give `keys`, so then the caller is one of them and need not be looked at.
+        try:
+            caller = _getframe(3 if "keys" in options else 2)
+            while IN_LIBRARY[caller.f_code.co_filename]:
+                caller = caller.f_back
+            code, instruction = caller.f_code, caller.f_lasti
+        except (ValueError, AttributeError):  # a thread or a greenlet that starts in redis-py
+            code, instruction = None, 0
+        # Command() and future_of(), spelled out: two calls less are a seventh of the time.
+        command = _new(Command)
+        command.outcome = PENDING
+        command.owner = scope
+        command.number = 0
+        command.callbacks = None
+        command.traits = traits
+        command.args = args
+        command.options = options
+        command.packed = packed
+        command.callback = _dict_get(self.response_callbacks, name)
+        command.wire = wire
+        command.code = code
+        command.instruction = instruction
+        scope.add(command)
+        future = _new(self._future_type)
+        set_promise(future, command)
+        return future
+
+    def _call_unusual(self, scope: Scope, called: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Call a command that is spelled unusually, or does not travel like most."""
+        called = without_futures(called)
+        args = spelled_out(called)
+        traits = traits_of(args)
+        script = None
+        alone = traits.travel_of(args) is Travel.ALONE
+        if traits.script is not None and not alone:
+            script = self._wire.scripts.get(_digest(args))
+            # Without its source, only the caller can handle a NOSCRIPT, as redis-py's Script
+            # does: at the call.
+            alone = script is None and not scope.held
+        if alone:
+            if scope.held:
+                raise AutobatchError(
+                    f"{traits.name} runs on a connection of its own, so it cannot be part of an "
+                    "atomic block: call it before or after the block, or through client.eager"
+                )
+            return self._run_alone(scope, called, options)
+        if script is None:
+            command = self._command(Command, called, options, scope)
+        else:
+            command = call = self._command(ScriptCall, called, options, scope)
+            call.script = script
+        scope.add_unusual(command)
+        return future_of(command, self._future_type)
+
+    def _command(
+        self,
+        kind: type[C],
+        called: tuple[Any, ...],
+        options: dict[str, Any],
+        scope: Scope | None,
+    ) -> C:
+        args = spelled_out(called)
+        packed = self._wire.pack(args)
+        callback = None
+        if isinstance(called[0], str):  # redis-py's callbacks go by the name as it was called
+            callback = _dict_get(self.response_callbacks, called[0].upper())
+        owner = _NOBODY if scope is None else scope
+        caller = None if scope is None else calling_frame()
+        return kind(traits_of(args), args, options, packed, callback, self._wire, owner, caller)
+
+    def _know_script(self, source: Any) -> None:
+        """Remember a script's text, so that its digest can travel in batches."""
+        text = self.connection_pool.get_encoder().encode(source)
+        digest = hashlib.sha1(text, usedforsecurity=False).hexdigest()
+        self._wire.scripts[digest] = Script(digest, source)
+
+
+def without_futures(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments as they are now: Futures are forced, what can change is copied."""
+    plain = [unwrap(arg) for arg in args]
+    return tuple([bytes(a) if isinstance(a, (bytearray, memoryview)) else a for a in plain])
+
+
+def _digest(args: tuple[Any, ...]) -> str:
+    digest = args[1] if len(args) > 1 else ""
+    return (digest.decode("latin-1") if isinstance(digest, bytes) else str(digest)).lower()
+
+
+class _Nobody:
+    """The owner of a command outside a scope: it is settled before anybody can ask anything."""
+
+    def force(self, promise: Promise) -> None:
+        raise AssertionError(f"{promise.describe()} has no reply, and no scope")
+
+    def want(self, promise: Promise) -> None:
+        pass
+
+    def remember(self, failure: Failure) -> None:
+        pass
+
+    def follow(self, promise: Promise) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+
+
+T = TypeVar("T")
+
+
+def twin_of(client: T, kind: type[Any]) -> Any:
+    """Return another view of a client, of class `kind`, on the same pool and callbacks."""
+    client_type: Any = type(client)
+    twin_type: Any = kind
+    twin = object.__new__(_twin_class(client_type, twin_type))
+    twin.__dict__.update(client.__dict__)
+    twin._origin = client
+    return twin
+
+
+@functools.cache  # as many as there are client classes
+def _twin_class(client: Any, kind: Any) -> Any:
+    if issubclass(kind, client):
+        return kind
+    # Behind the user's class: what it overrides keeps its say over what it calls.
+    return type(client.__name__, (client, kind), {"__module__": client.__module__})

@@ -1,0 +1,460 @@
+"""Asyncio's shared connection: the batches of all tasks travel on it, one behind the other.
+
+redis-py opens the connection: TLS, AUTH, HELLO, the database, all of the greeting is its own. Then
+the transport gets another protocol, which parses replies straight from the event loop's callback
+and settles batches in the order in which they were written. No task reads it, so cancelling a task
+cannot leave a reply behind for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import inspect
+import weakref
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import redis
+from redis.asyncio import ConnectionPool
+
+from autobatch.batch import Batch, commands_of
+from autobatch.command import Command, Script
+from autobatch.promise import PENDING, Failure
+from autobatch.wire import connection as greeted
+from autobatch.wire.server import server_of
+from autobatch.wire.tick import Tick, tick_of
+
+# Commands that may be on their way at once; the others wait, and with them their callers.
+MAX_IN_FLIGHT = 20_000
+# Bytes that are written in one go, before the loop gets its turn.
+MAX_WRITE = 256 * 1024
+
+
+class Wire:
+    """Where the batches of one asyncio client travel: connections that its tasks share.
+
+    Attributes:
+        server: equal for wires to the same data.
+        lanes: how many connections it has in each event loop.
+        pack, pack_fast, decodes, decode, scripts: as on a synchronous client's wire.
+    """
+
+    asynchronous = True
+
+    def __init__(self, pool: ConnectionPool, lanes: int = 1) -> None:
+        self.lanes = lanes
+        self.server = server_of(pool)
+        self.pack, self.pack_fast = greeted.packers(pool)
+        encoder = pool.get_encoder()
+        self.decodes: bool = encoder.decode_responses
+        self.decode = greeted.decoder(encoder)
+        self.scripts: dict[str, Script] = {}
+        self._pool = pool
+
+    def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> None:
+        """Hand a batch over to the running loop's connection, which writes it very soon.
+
+        Args:
+            batch: what to send.
+            lane: which of the connections; the batches of one lane keep their order.
+            landed: called once every command of the batch is settled.
+        """
+        self.at_home().link(lane % self.lanes).submit(batch, landed)
+
+    def at_home(self) -> _Home:
+        """Return what this wire has in the running loop; that ends when the loop ends."""
+        tick = tick_of(asyncio.get_running_loop())
+        home: _Home | None = tick.homes.get(self)
+        if home is None:
+            home = tick.homes[self] = _Home(self._pool, tick)
+            weakref.finalize(self, _abandon, weakref.ref(home))
+        return home
+
+    async def call(
+        self, command: Command, connection: Any = None, lock: asyncio.Lock | None = None
+    ) -> Any:
+        """Run one command on a connection that it has for itself, and return its value.
+
+        Args:
+            command: what to run.
+            connection: which to use, instead of one of the pool.
+            lock: who uses that connection.
+        """
+        self.at_home()
+        async with lock or contextlib.nullcontext():
+            borrowed = connection is None
+            if borrowed:
+                try:
+                    connection = await self._pool.get_connection()
+                except Exception as error:
+                    command.not_sent("no connection", error)
+                    return _value(command)
+            try:
+                await greeted.exchange_one(connection, command)
+            finally:
+                if borrowed:
+                    await self._pool.release(connection)
+        value = _value(command)
+        return await value if inspect.isawaitable(value) else value
+
+    async def close(self) -> None:
+        """Close the connections of the running loop, after what is on its way has landed."""
+        home: _Home | None = tick_of(asyncio.get_running_loop()).homes.pop(self, None)
+        if home is not None:
+            await home.close()
+
+
+def _value(command: Command) -> Any:
+    if type(command.outcome) is Failure:
+        raise command.outcome.error
+    return command.outcome
+
+
+class _Home:
+    """What a wire has in one event loop: its shared connections, and a word when the loop ends."""
+
+    def __init__(self, pool: ConnectionPool, tick: Tick) -> None:
+        # Weakly, or a client that is forgotten would be kept by its own connections.
+        self._pool = weakref.ref(pool)
+        self._tick = tick
+        self._links: dict[int, Link] = {}
+        # A loop that ends closes its asynchronous generators, while it still runs. That is the
+        # only word of it that we get. It counts from the first step on, which takes no waiting.
+        self._keeper = self._keep()
+        with contextlib.suppress(StopIteration):
+            anext(self._keeper).__await__().send(None)
+
+    def link(self, lane: int) -> Link:
+        """Return the connection of one lane."""
+        link = self._links.get(lane)
+        if link is None:
+            pool = self._pool()
+            assert pool is not None  # whoever asks holds it
+            link = self._links[lane] = Link(pool, self._tick)
+        return link
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self.shut()
+            pool = self._pool()
+            if pool is not None:
+                await pool.disconnect(inuse_connections=False)
+            await asyncio.sleep(0)  # transports close their sockets in the next turn
+
+    def shut(self) -> None:
+        """Close the shared connections now."""
+        for link in self._links.values():
+            link.shut()
+
+    async def close(self) -> None:
+        """Close everything, after what is on its way has landed."""
+        for link in self._links.values():
+            await link.drained()
+        await self._keeper.aclose()
+
+    def abandon(self) -> None:
+        """Close the connections of a client that nobody can use any more, from any thread."""
+        if not self._tick.loop.is_closed():
+            self._tick.loop.call_soon_threadsafe(self.shut)
+
+
+def _abandon(home: weakref.ref[_Home]) -> None:
+    alive = home()
+    if alive is not None:
+        alive.abandon()
+
+
+class _Flight:
+    """One batch, handed over."""
+
+    __slots__ = ("_landed", "attempts", "batch", "commands", "count", "raw", "replies", "since")
+
+    def __init__(self, batch: Batch, landed: Callable[[], None], since: float) -> None:
+        self.batch = batch
+        self.commands: list[Command] = commands_of(batch.entries)
+        self.attempts = 0
+        self.since = since
+        self._landed = landed
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Start over with what is left of the batch."""
+        self.count, self.raw = self.batch.expected()
+        self.replies: list[Any] = []
+
+    def land(self) -> None:
+        """Tell whoever waits for commands that are settled by now."""
+        for command in self.commands:
+            if command.callbacks is not None and command.outcome is not PENDING:
+                command.run_callbacks()
+        if not self.batch.entries:
+            self._landed()
+
+
+class _Receiver(asyncio.Protocol):
+    """What the transport of one connection talks to; it is silent once that was given up."""
+
+    def __init__(self, link: Link) -> None:
+        self.link: Link | None = link
+
+    def data_received(self, data: bytes) -> None:
+        if self.link is not None:
+            self.link.data_received(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.link is not None:
+            cause = redis.ConnectionError(f"Connection lost: {error or 'closed by the server'}")
+            cause.__cause__ = error
+            self.link.lose(cause)
+
+    def pause_writing(self) -> None:
+        if self.link is not None:
+            self.link.paused = True
+
+    def resume_writing(self) -> None:
+        if self.link is not None:
+            self.link.paused = False
+            self.link.pump()
+
+
+class Link:
+    """One shared connection of one event loop. It opens on first use, and again after a loss."""
+
+    def __init__(self, pool: ConnectionPool, tick: Tick) -> None:
+        self._pool = weakref.ref(pool)
+        self._tick = tick
+        self._loop = tick.loop
+        self._timeout: float | None = pool.connection_kwargs.get("socket_timeout")
+        self._waiting: collections.deque[_Flight] = collections.deque()
+        self._sent: collections.deque[_Flight] = collections.deque()
+        self._in_flight = 0
+        self._connection: Any = None
+        self._receiver: _Receiver | None = None
+        self._transport: Any = None
+        self._reader: Any = None
+        self._connecting: asyncio.Task[None] | None = None
+        self.paused = False  # the server reads more slowly than we write
+        self._retiring: Exception | None = None
+        self._closing = False
+        self._failures = 0
+        self._heard = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._pushes: set[asyncio.Task[Any]] = set()
+
+    # ---- sending -----------------------------------------------------------------------
+
+    def submit(self, batch: Batch, landed: Callable[[], None]) -> None:
+        """Queue a batch, to be written at the end of the tick."""
+        self._waiting.append(_Flight(batch, landed, self._loop.time()))
+        self._tick.write_soon(self)
+
+    def pump(self) -> None:
+        """Write what waits, as much as the connection takes now."""
+        if self._transport is None:
+            if self._closing:
+                self._fail_all(redis.ConnectionError("the connection was closed for good"))
+            elif self._waiting and self._connecting is None:
+                self._connecting = self._loop.create_task(self._connect())
+            return
+        payloads: list[bytes] = []
+        size = 0
+        while (
+            self._waiting
+            and not self.paused
+            and self._retiring is None
+            and self._in_flight < MAX_IN_FLIGHT
+        ):
+            if size > MAX_WRITE:
+                self._tick.write_soon(self)
+                break
+            flight = self._waiting.popleft()
+            payloads.append(flight.batch.seal())
+            size += len(payloads[-1])
+            self._sent.append(flight)
+            self._in_flight += flight.count
+        if payloads:
+            if self._watch is None and self._timeout is not None:
+                self._watch = self._loop.call_later(self._timeout, self._look_at_clock)
+            self._transport.write(b"".join(payloads))
+
+    # ---- receiving ---------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse replies and settle the batches that are complete."""
+        self._heard = self._loop.time()
+        self._reader.feed(data)
+        landed: list[_Flight] = []
+        try:
+            self._parse(landed)
+        except redis.RedisError as error:  # that is no reply, or nobody asked for it
+            self.lose(error)
+        for flight in landed:
+            self._land(flight)
+        if landed:
+            self._failures = 0
+            self._go_on()
+
+    def _parse(self, landed: list[_Flight]) -> None:
+        """Distribute the replies that have arrived; append the batches that are complete."""
+        gets = self._reader.gets
+        flight = self._sent[0] if self._sent else None
+        while True:
+            try:
+                if flight is not None and flight.raw:
+                    reply = gets(len(flight.replies) not in flight.raw)
+                else:
+                    reply = gets()
+            except UnicodeDecodeError as error:
+                reply = error  # hiredis has taken the whole reply: the next ones are in step
+            if reply is greeted.NOT_ENOUGH_DATA:
+                return
+            if type(reply) is greeted.PushNotification:
+                self._pushed(reply)
+                continue
+            if flight is None:
+                raise redis.ConnectionError("a reply came that nobody asked for")
+            flight.replies.append(reply)
+            if len(flight.replies) == flight.count:
+                landed.append(self._sent.popleft())
+                self._in_flight -= flight.count
+                flight = self._sent[0] if self._sent else None
+
+    def _land(self, flight: _Flight) -> None:
+        first = flight.replies[0]
+        if isinstance(first, redis.ConnectionError):
+            # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
+            self._retiring = first
+            if all(isinstance(reply, redis.BusyLoadingError) for reply in flight.replies):
+                flight.batch.abort([], 0, first)  # nothing ran
+                self._again([flight], first)
+                return
+        flight.batch.settle(flight.replies)
+        flight.land()
+
+    def _go_on(self) -> None:
+        """See what can be done now that replies have come."""
+        if self._retiring is not None and not self._sent:
+            self.lose(self._retiring)
+        elif self._waiting:
+            self.pump()
+        elif not self._sent and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _pushed(self, reply: Any) -> None:
+        task = self._loop.create_task(greeted.pushed(self._connection, reply))
+        self._pushes.add(task)
+        task.add_done_callback(self._pushes.discard)
+
+    # ---- losing ------------------------------------------------------------------------
+
+    def _look_at_clock(self) -> None:
+        assert self._timeout is not None
+        self._watch = None
+        if not self._sent:
+            return
+        left = max(self._sent[0].since, self._heard) + self._timeout - self._loop.time()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._look_at_clock)
+        else:
+            self.lose(redis.TimeoutError("Timeout reading from socket"))
+
+    def lose(self, cause: Exception) -> None:
+        """Give up this connection; a new one takes over what may be sent again."""
+        self._drop_connection()
+        flights = list(self._sent)
+        self._sent.clear()
+        self._in_flight = 0
+        for flight in flights:
+            # What the transport has taken may have been sent: it does not tell.
+            flight.batch.abort(flight.replies, _EVERYTHING, cause)
+        self._again(flights, cause)
+        self.pump()
+        self._go_on()
+
+    def _again(self, flights: list[_Flight], cause: Exception) -> None:
+        """Queue what is left of some flights, ahead of what waits."""
+        retries = self._retries
+        left = []
+        for flight in flights:
+            flight.attempts += 1
+            if flight.batch.entries and (flight.attempts > retries >= 0 or self._closing):
+                flight.batch.give_up(cause)
+            if flight.batch.entries:
+                flight.prepare()
+                left.append(flight)
+            flight.land()
+        self._waiting.extendleft(reversed(left))
+
+    def _drop_connection(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None and self._receiver is not None:
+            self._receiver.link = None
+            self._failures += 1
+            transport.abort()
+            greeted.forget(self._connection)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._retiring = None
+        self.paused = False
+
+    # ---- opening and closing -----------------------------------------------------------
+
+    _retries = 0
+
+    async def _connect(self) -> None:
+        try:
+            if self._failures:
+                await asyncio.sleep(greeted.backoff(self._connection, self._failures))
+            connection = self._make_connection()
+            await connection.connect()
+        except BaseException as error:
+            self._connecting = None
+            self._fail_all(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        self._connecting = None
+        self._connection = connection
+        self._retries = connection.retry.get_retries()
+        self._receiver = _Receiver(self)
+        self._transport, self._reader = greeted.take_over(connection, self._receiver)
+        self.pump()
+
+    def _make_connection(self) -> Any:
+        pool = self._pool()
+        if pool is None:
+            raise redis.ConnectionError("the client is gone")
+        return pool.make_connection()
+
+    def _fail_all(self, error: BaseException) -> None:
+        flights = list(self._waiting)
+        self._waiting.clear()
+        for flight in flights:
+            flight.batch.give_up(error)
+            flight.land()
+        self._go_on()
+
+    def shut(self) -> None:
+        """Close the connection for good; what was not answered is settled as it is."""
+        self._closing = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        gone = redis.ConnectionError("the connection was closed: its event loop ends")
+        self.lose(gone)
+        self._fail_all(gone)
+
+    async def drained(self) -> None:
+        """Wait until nothing is on its way."""
+        while self._waiting or self._sent:
+            if self._idle is None or self._idle.done():
+                self._idle = self._loop.create_future()
+            await self._idle
+
+
+_EVERYTHING = 1 << 62

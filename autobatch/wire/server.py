@@ -1,0 +1,20 @@
+"""What tells one server's database from another's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def server_of(pool: Any) -> object:
+    """Return a value that is equal for pools whose connections reach the same data.
+
+    Two databases of a server count as two servers: commands that reach across travel alone.
+    """
+    kwargs = pool.connection_kwargs
+    database = int(kwargs.get("db") or 0)
+    if "path" in kwargs:
+        return kwargs["path"], database
+    service = getattr(pool, "service_name", None)  # a pool of Sentinel's
+    if service is not None:
+        return service, getattr(pool, "is_master", True), database
+    return kwargs.get("host", "localhost"), int(kwargs.get("port", 6379)), database  # the defaults

@@ -1,0 +1,121 @@
+"""Real web servers: a subprocess each, on a free port of the loopback address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from autobatch.testing import Proxy
+
+T = TypeVar("T")
+
+TESTS = Path(__file__).parent
+PATIENCE = 10.0  # seconds, for what takes a moment
+
+
+class Site:
+    """A running application, and a witness of what it sends to Redis.
+
+    Attributes:
+        url: where it is served.
+        http: a client of it.
+        proxy: what its Redis commands go through.
+    """
+
+    def __init__(self, url: str, proxy: Proxy, log: Path) -> None:
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE)
+        self.get = self.http.get
+        self.proxy = proxy
+        self._log = log
+        self._forgotten = 0
+
+    @property
+    def log(self) -> str:
+        """What the server wrote to its standard output and error, since `forget`."""
+        return self._log.read_text()[self._forgotten :]
+
+    def logs(self, text: str) -> bool:
+        """Return True as soon as `text` is in the log."""
+        try:
+            return eventually(lambda: text in self.log)
+        except AssertionError:
+            raise AssertionError(f"{text!r} is not in the log:\n{self.log}") from None
+
+    def forget(self) -> None:
+        """Begin anew: forget the log, and what was counted on the wire."""
+        self._forgotten = len(self._log.read_text())
+        self.proxy.reset()
+
+
+@contextlib.contextmanager
+def serve(*command: str, redis_port: int, cwd: Path = TESTS) -> Iterator[Site]:
+    """Run `python -m command ...` until the block ends, when it and its children are ended too.
+
+    It finds Redis in REDIS_URL, through a proxy that counts, and has to say the address that it
+    listens on: all servers do, where they were asked for port 0.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        proxy = stack.enter_context(Proxy(redis_port))
+        log = directory / "log"
+        environment = {
+            "PORT": "0",
+            "PYTHONUNBUFFERED": "1",
+            "REDIS_URL": f"redis://127.0.0.1:{proxy.port}",
+            "XDG_RUNTIME_DIR": str(directory),  # gunicorn's control socket, one for each server
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=cwd,
+                env=os.environ | environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        stack.callback(_end, process)
+        site = Site(_address(process, log), proxy, log)
+        stack.enter_context(site.http)
+        site.get("/")  # waits until it answers, whatever it says
+        yield site
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    def found() -> re.Match[str] | None:
+        text = log.read_text()
+        assert process.poll() is None, f"the server ended:\n{text}"
+        return re.search(r"http://127\.0\.0\.1:\d+", text)
+
+    return eventually(found).group()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    finally:
+        # Whatever it has left behind is in its process group.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def eventually(condition: Callable[[], T]) -> T:
+    """Return the result of `condition` as soon as it is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+    return result
