@@ -200,11 +200,11 @@ def test_an_error_at_run_time_surfaces_if_nobody_looks(client, plain):
 def test_a_server_that_refuses_multi_is_no_server_that_ran_nothing(server, plain):
     """It runs the commands one by one: they have their replies, and the refusal surfaces."""
     plain.acl_setuser("alice", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-multi"])
-    with connect(server, username="alice", password="any") as client:
-        with pytest.raises(redis.exceptions.NoPermissionError, match="multi"), autobatch.batch():
-            with autobatch.batch(atomic=True):
-                future = client.incr("n")
-            assert future == 1
+    refused = pytest.raises(redis.exceptions.NoPermissionError, match="multi")
+    with connect(server, username="alice", password="any") as client, refused, autobatch.batch():
+        with autobatch.batch(atomic=True):
+            future = client.incr("n")
+        assert future == 1
     plain.acl_deluser("alice")
     assert plain.get("n") == "1"
 

@@ -23,8 +23,7 @@ def test_the_tour_prints_what_it_says(namespace, capsys):
     expected = []
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), namespace)
-        for comment in re.findall(r"^\s*print\(.*\)\s+# (.*)$", block, re.MULTILINE):
-            expected.append(comment)
+        expected += re.findall(r"^\s*print\(.*\)\s+# (.*)$", block, re.MULTILINE)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == len(re.findall(r"^\s*print\(", "\n".join(BLOCKS), re.MULTILINE))
     told = [line for line in expected if line.startswith(("Stats", "[[", "ADA")) or line.isdigit()]
