@@ -213,8 +213,16 @@ class OwnScope(Scope):
         if self._process is not _process:
             self.forked()
         if self._in_flight or self._queue:
+            self._check_loop()
             with self._flushing:
                 self._send()
+
+    def _check_loop(self) -> None:
+        """Warn if an event loop is about to wait for a synchronous client's server."""
+        if asyncio._get_running_loop() is None:  # noqa: SLF001  # the one that never raises
+            return
+        if not all(entry.wire.asynchronous for entry in self._queue):
+            _warn_of_blocking()
 
     def step_aside(self) -> None:
         self.flush()
@@ -228,8 +236,7 @@ class OwnScope(Scope):
             raise not_ready(promise)
         if self._process is not _process:
             self.forked()
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
-            _warn_of_blocking()
+        self._check_loop()
         with self._flushing:
             # A function given to map() may have made it the value of another scope's Future.
             while promise.outcome is PENDING and _whole(promise.owner) is self:
@@ -740,8 +747,8 @@ async def in_thread(function: Callable[[], T]) -> T:
 def _warn_of_blocking() -> None:
     frame = calling_frame()
     warnings.warn_explicit(
-        "a value was forced on a thread that runs an event loop, which waits for "
-        "the server meanwhile. Await scope.aflush() first, or use an asyncio client",
+        "a synchronous client flushed on a thread that runs an event loop, which waits for its "
+        "server meanwhile. Await scope.aflush() first, or use an asyncio client",
         BlockingFlushWarning,
         frame.f_code.co_filename,
         frame.f_lineno,

@@ -692,7 +692,7 @@ def test_a_force_on_the_loop_works_and_warns_once_a_line(client):
     [warning] = warned
     assert warning.category is autobatch.errors.BlockingFlushWarning
     assert warning.filename == __file__
-    assert "forced on a thread that runs an event loop" in str(warning.message)
+    assert "flushed on a thread that runs an event loop" in str(warning.message)
 
 
 # ---- asyncio: generators ---------------------------------------------------------------

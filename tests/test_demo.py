@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
+
+httpx = pytest.importorskip("httpx")
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("/plain", "/pipeline", "/autobatch")
