@@ -63,6 +63,7 @@ def _rebuild(base: Any, cause: type | None, args: tuple[Any, ...]) -> _Undeliver
     kind = _with_cause(base, cause)
     # Not through the constructor of the cause, which may want something else.
     error: _Undelivered = kind.__new__(kind, *args)
+    error.__dict__.update(RedisConnectionError(*args).__dict__)
     return error
 
 

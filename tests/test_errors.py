@@ -113,6 +113,14 @@ def test_copies(kind, cause, duplicate):
     assert again.args == error.args
 
 
+@pytest.mark.parametrize("cause", [None, redis.TimeoutError("late"), redis.exceptions.LockError()])
+def test_repr_is_that_of_a_connection_error(cause):
+    """Whatever redis-py's version makes of it."""
+    error = OutcomeUnknown.because("SET a was sent", cause)
+    plain = redis.ConnectionError(*error.args)
+    assert repr(error) == repr(plain).replace("ConnectionError", "OutcomeUnknown")
+
+
 def test_pickling_keeps_the_notes():
     """As for any exception; the line that queued the command is one."""
     error = NotSent.because("GET a was not sent", redis.TimeoutError("Timeout"))
