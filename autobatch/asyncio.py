@@ -14,7 +14,14 @@ from autobatch.aside import aside, aside_module
 from autobatch.command import Command
 from autobatch.funnel import Funnel, twin_of, without_futures
 from autobatch.future import AsyncFuture
-from autobatch.scope import Scope, StrayScope, current, open_scope, stray_scope
+from autobatch.scope import (
+    Scope,
+    StrayScope,
+    astep_aside,
+    current,
+    open_scope,
+    stray_scope,
+)
 from autobatch.wire.mux import Wire
 
 __all__ = ["Redis", "flush"]
@@ -101,10 +108,9 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
     async def _step_aside(
         self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
-        if isinstance(scope, StrayScope):
-            scope.dispatch()
-        else:
+        if not isinstance(scope, StrayScope):
             await scope.astep_aside()
+        await astep_aside(self._wire)
         if str(args[0]).upper().startswith("HIMPORT"):  # its connection has to be prepared first
             return await super().execute_command(*args, **options)
         command = self._command(Command, args, options, None)

@@ -116,14 +116,16 @@ class Batch:
     Attributes:
         wire: what they travel on.
         entries: what has to be sent still.
+        handed_over: a shared connection has it, which settles it whatever happens.
     """
 
-    __slots__ = ("_sent", "_usual", "entries", "wire")
+    __slots__ = ("_sent", "_usual", "entries", "handed_over", "wire")
 
     def __init__(self, wire: Any, entries: list[Entry], *, usual: bool = False) -> None:
         """Take over `entries`; `usual` promises that each is a plain command of one reply."""
         self.wire = wire
         self.entries = entries
+        self.handed_over = False
         self._usual = usual
         self._sent: set[Entry] = set()
 

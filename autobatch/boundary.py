@@ -13,12 +13,14 @@ from autobatch.promise import Failure
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
+    STRAY_LANE,
     AtomicPart,
     DiscardingPart,
     OwnScope,
     Scope,
     ambient,
     current,
+    dispatch_stray,
     open_scope,
     surface,
 )
@@ -33,13 +35,14 @@ class _Entered:
 
     __slots__ = ("_discard", "_own", "_part", "_token", "scope")
 
-    def __init__(self, boundary: Boundary, outer: Scope | None) -> None:
+    def __init__(self, boundary: Boundary, outer: Scope | None, lane: int | None = None) -> None:
         self._own: OwnScope | None = None
         self._part: AtomicPart | DiscardingPart | None = None
         self._discard = boundary.on_error == "discard"
         joined = outer
         if outer is None:
-            outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes)
+            dispatch_stray()
+            outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes, lane)
         if boundary.atomic:
             self._part = AtomicPart(outer)
         elif self._discard and self._own is None:
@@ -151,7 +154,8 @@ class Boundary:
             _check_not_held(outer)
             outer.step_aside()
             outer = None
-        return _Entered(self, outer)
+        # It may end without waiting for an event loop, so it stays in line with what comes after.
+        return _Entered(self, outer, STRAY_LANE)
 
     async def _aenter(self) -> _Entered:
         outer = open_scope()

@@ -282,15 +282,13 @@ class AsyncFuture(Future):
         return Future.__getattr__(self, name)
 
     def __hash__(self) -> int:
-        # asyncio puts awaitables into sets and dicts, also before they have a value, and also
-        # where that is a list.
+        # gather() and the like put awaitables into sets and dicts. There each stands for itself,
+        # whatever its value is, and whether it has one.
         promise = _promise(self)
-        if promise.outcome is PENDING:
+        within_asyncio = sys._getframe(1).f_code.co_filename == asyncio.tasks.__file__  # noqa: SLF001
+        if within_asyncio or promise.outcome is PENDING:
             return object.__hash__(self)
-        try:
-            return hash(promise.get())
-        except TypeError:
-            return object.__hash__(self)
+        return hash(promise.get())
 
     @property  # type: ignore[misc]  # as in Future
     def __class__(self) -> Any:

@@ -44,6 +44,8 @@ logger = logging.getLogger("autobatch")
 
 MAX_COMMANDS = 10_000
 MAX_BYTES = 16 * 1024 * 1024
+# Of what no scope waits for at its end.
+STRAY_LANE = 0
 
 ambient: ContextVarExt[Scope | None] = ContextVarExt("autobatch.scope", default=None)
 # The bare variable: every call of a client reads it.
@@ -143,7 +145,12 @@ class Scope(abc.ABC):
 class OwnScope(Scope):
     """A scope with a queue of its own: the outermost one, or one that does not join."""
 
-    def __init__(self, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        max_commands: int = MAX_COMMANDS,
+        max_bytes: int = MAX_BYTES,
+        lane: int | None = None,
+    ) -> None:
         # Appending to a list, slicing it and deleting a slice are atomic, and flushes take from
         # the front while others append: so the hot path needs no lock.
         self._queue: list[Entry] = []
@@ -161,11 +168,12 @@ class OwnScope(Scope):
         self._flushing = threading.RLock()  # as long as a thread waits for its servers
         self._in_flight = False
         # asyncio's part: see dispatch().
-        self._lane = next(_lanes)
+        self._lane = next(_lanes) if lane is None else lane
         self._wanted = False
         self._outstanding = 0
         self._journey: asyncio.Task[None] | None = None
         self._arrivals: list[asyncio.Future[None]] = []
+        self._abandoned: str | None = None
 
     def add(self, command: Entry) -> None:
         queue = self._queue
@@ -256,8 +264,7 @@ class OwnScope(Scope):
                 for wave in waves:
                     self._exchange([batch for batch in wave if not self._hand_over(batch)])
             except BaseException as error:
-                for batch in itertools.chain(*waves):
-                    batch.give_up(error)
+                _give_up(waves, error)
                 raise
         finally:
             self._in_flight = False
@@ -289,9 +296,13 @@ class OwnScope(Scope):
 
     def want(self, promise: Promise) -> None:  # noqa: ARG002  # everything is wanted at once
         loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
-        if loop is not None and self._queue and not self._wanted:
+        if loop is None or self._wanted or not self._queue:
+            return
+        if self.loop is None or self.loop is loop or self.loop.is_closed():
             self._wanted = True
             tick_of(loop).at_end(self)
+        else:  # somebody in another thread awaits it
+            self.loop.call_soon_threadsafe(self.dispatch)
 
     def dispatch(self) -> None:
         """Hand what waits over to the connections, or to a task if there is more to do."""
@@ -310,41 +321,62 @@ class OwnScope(Scope):
             self._journey = asyncio.create_task(self._travel(waves, self._journey))
 
     async def _travel(self, waves: list[list[Batch]], before: asyncio.Task[None] | None) -> None:
+        left = list(waves)
         try:
             if before is not None:
                 await asyncio.wait([before])
-            for wave in waves:
-                others = [batch for batch in wave if not batch.wire.asynchronous]
-                arrivals = [self._hand_over_and_wait(b) for b in wave if b.wire.asynchronous]
-                self.stats.round_trips += not others
-                if others:
-                    await in_thread(functools.partial(self._exchange_in_turn, others))
-                await asyncio.gather(*arrivals)
-        except BaseException as error:
-            for batch in itertools.chain(*waves):
-                batch.give_up(error)
+            while left:
+                await self._carry(left.pop(0))
+        except asyncio.CancelledError:
+            # By somebody who cancels every task there is. The rest leaves all the same.
+            for wave in left:
+                self._carry_on(wave)
             raise
         finally:
             if self._journey is asyncio.current_task():
                 self._journey = None
             self._landed()
 
+    async def _carry(self, wave: list[Batch]) -> None:
+        synchronous = [batch for batch in wave if not batch.wire.asynchronous]
+        arrivals = [self._hand_over_and_wait(b) for b in wave if b.wire.asynchronous]
+        if synchronous:
+            await in_thread(functools.partial(self._exchange_in_turn, synchronous))
+        else:
+            self.stats.round_trips += 1
+        await asyncio.gather(*arrivals)
+
+    def _carry_on(self, wave: list[Batch]) -> None:
+        """Do the same without waiting for it."""
+        synchronous = [batch for batch in wave if not self._hand_over(batch)]
+        if synchronous:
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(None, self._exchange_in_turn, synchronous)
+
     def _exchange_in_turn(self, batches: list[Batch]) -> None:
         with self._flushing:
             self._exchange(batches)
             self._run_callbacks()
+        self._tell_abandoned()
+
+    def _tell_abandoned(self) -> None:
+        """Log the errors that come up when nobody waits for this scope's end any more."""
+        if self._abandoned is not None:
+            log_unseen(self.unseen(), self._abandoned)
 
     def _hand_over(self, batch: Batch, landed: Callable[[], None] | None = None) -> bool:
         """Hand an asyncio client's batch over to its connection; say no to any other."""
         if not batch.wire.asynchronous:
             return False
+        batch.handed_over = True
         self._outstanding += 1
         self.stats.exchanges += 1
         submit = functools.partial(batch.wire.submit, batch, self._lane, landed or self._landed)
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # as above
-            submit()
-        elif self.loop is not None and not self.loop.is_closed():
+        loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
+        if self.loop is not None and self.loop is not loop and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(submit)
+        elif loop is not None:
+            submit()
         else:
             batch.give_up(NoLoop("an asyncio client's command needs a running event loop"))
             self._outstanding -= 1
@@ -363,6 +395,7 @@ class OwnScope(Scope):
 
     def _landed(self) -> None:
         self._outstanding -= 1
+        self._tell_abandoned()
         if self._followed:
             self._run_callbacks()
         if self._outstanding == 0 and self._arrivals:
@@ -390,7 +423,8 @@ class OwnScope(Scope):
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
-                work.add_done_callback(lambda _: log_unseen(self.unseen(), name))
+                self._abandoned = name
+                work.add_done_callback(lambda _: self._tell_abandoned())
                 raise
         self.closed = True
         return self.unseen()
@@ -480,9 +514,8 @@ class StrayScope(OwnScope):
     """The commands of asyncio clients outside any scope: they leave when the tick ends."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
+        super().__init__(lane=STRAY_LANE)
         self.loop = loop
-        self._lane = 0
 
     def add(self, command: Entry) -> None:
         super().add(command)
@@ -492,6 +525,15 @@ class StrayScope(OwnScope):
     def remember(self, failure: Failure) -> None:
         assert self.loop is not None
         failure.report = functools.partial(_report_stray, self.loop)
+
+
+def dispatch_stray() -> None:
+    """Hand over what was called outside any scope, before something that comes after it."""
+    loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
+    if loop is not None:
+        stray = tick_of(loop).stray
+        if stray is not None:
+            stray.dispatch()
 
 
 def stray_scope(loop: asyncio.AbstractEventLoop) -> StrayScope:
@@ -661,6 +703,12 @@ class AtomicPart(_Part):
             self.parent.add_unusual(Transaction(commands, wire))
 
 
+def _give_up(waves: list[list[Batch]], error: BaseException) -> None:
+    for batch in itertools.chain(*waves):
+        if not batch.handed_over:
+            batch.give_up(error)
+
+
 def _whole(owner: Any) -> Any:
     """Return the scope that a block is a part of."""
     while isinstance(owner, _Part):
@@ -701,11 +749,18 @@ def step_aside() -> None:
         scope.step_aside()
 
 
-async def astep_aside() -> None:
-    """The same, without blocking the event loop."""
+async def astep_aside(wire: Any = None) -> None:
+    """The same without blocking the event loop, and outside a scope, too.
+
+    Args:
+        wire: of the asyncio client that steps aside: what is on its way has to land first.
+    """
+    dispatch_stray()
     scope = open_scope()
     if scope is not None:
         await scope.astep_aside()
+    if wire is not None:
+        await wire.landed()
 
 
 def surface(failures: list[Failure], error: BaseException | None = None) -> None:

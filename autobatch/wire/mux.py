@@ -99,6 +99,12 @@ class Wire:
         value = _value(command)
         return await value if inspect.isawaitable(value) else value
 
+    async def landed(self) -> None:
+        """Wait until everything that was handed over by now in the running loop has landed."""
+        home: _Home | None = tick_of(asyncio.get_running_loop()).homes.get(self)
+        if home is not None:
+            await home.landed()
+
     async def close(self) -> None:
         """Close the connections of the running loop, after what is on its way has landed."""
         home: _Home | None = tick_of(asyncio.get_running_loop()).homes.pop(self, None)
@@ -119,6 +125,7 @@ class _Home:
         # Weakly, or a client that is forgotten would be kept by its own connections.
         self._pool = weakref.ref(pool)
         self._tick = tick
+        self._patience = pool.connection_kwargs.get("socket_timeout") or _PATIENCE
         self._links: dict[int, Link] = {}
         # A loop that ends closes its asynchronous generators, while it still runs. That is the
         # only word of it that we get. It counts from the first step on, which takes no waiting.
@@ -139,6 +146,9 @@ class _Home:
         try:
             yield
         finally:
+            # What was called in the last tick is still to be sent.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.landed(), self._patience)
             self.shut()
             pool = self._pool()
             if pool is not None:
@@ -150,10 +160,13 @@ class _Home:
         for link in self._links.values():
             link.shut()
 
+    async def landed(self) -> None:
+        """Wait until everything that was handed over by now has landed."""
+        for link in list(self._links.values()):
+            await link.landed()
+
     async def close(self) -> None:
         """Close everything, after what is on its way has landed."""
-        for link in self._links.values():
-            await link.drained()
         await self._keeper.aclose()
 
     def abandon(self) -> None:
@@ -171,13 +184,24 @@ def _abandon(home: weakref.ref[_Home]) -> None:
 class _Flight:
     """One batch, handed over."""
 
-    __slots__ = ("_landed", "attempts", "batch", "commands", "count", "raw", "replies", "since")
+    __slots__ = (
+        "_landed",
+        "attempts",
+        "batch",
+        "commands",
+        "count",
+        "raw",
+        "replies",
+        "since",
+        "waiter",
+    )
 
     def __init__(self, batch: Batch, landed: Callable[[], None], since: float) -> None:
         self.batch = batch
         self.commands: list[Command] = commands_of(batch.entries)
         self.attempts = 0
         self.since = since
+        self.waiter: asyncio.Future[None] | None = None
         self._landed = landed
         self.prepare()
 
@@ -193,6 +217,8 @@ class _Flight:
                 command.run_callbacks()
         if not self.batch.entries:
             self._landed()
+            if self.waiter is not None and not self.waiter.done():
+                self.waiter.set_result(None)
 
 
 class _Receiver(asyncio.Protocol):
@@ -243,7 +269,6 @@ class Link:
         self._failures = 0
         self._heard = 0.0
         self._watch: asyncio.TimerHandle | None = None
-        self._idle: asyncio.Future[None] | None = None
         self._pushes: set[asyncio.Task[Any]] = set()
 
     # ---- sending -----------------------------------------------------------------------
@@ -258,7 +283,7 @@ class Link:
         if self._transport is None:
             if self._closing:
                 self._fail_all(redis.ConnectionError("the connection was closed for good"))
-            elif self._waiting and self._connecting is None:
+            elif self._waiting and (self._connecting is None or self._connecting.done()):
                 self._connecting = self._loop.create_task(self._connect())
             return
         payloads: list[bytes] = []
@@ -342,8 +367,6 @@ class Link:
             self.lose(self._retiring)
         elif self._waiting:
             self.pump()
-        elif not self._sent and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
 
     def _pushed(self, reply: Any) -> None:
         task = self._loop.create_task(greeted.pushed(self._connection, reply))
@@ -413,13 +436,13 @@ class Link:
                 await asyncio.sleep(greeted.backoff(self._connection, self._failures))
             connection = self._make_connection()
             await connection.connect()
+        except asyncio.CancelledError:  # the loop ends, and may yet need a connection
+            raise
         except BaseException as error:
-            self._connecting = None
             self._fail_all(error)
             if not isinstance(error, Exception):
                 raise
             return
-        self._connecting = None
         self._connection = connection
         self._retries = connection.retry.get_retries()
         self._receiver = _Receiver(self)
@@ -449,12 +472,14 @@ class Link:
         self.lose(gone)
         self._fail_all(gone)
 
-    async def drained(self) -> None:
-        """Wait until nothing is on its way."""
-        while self._waiting or self._sent:
-            if self._idle is None or self._idle.done():
-                self._idle = self._loop.create_future()
-            await self._idle
+    async def landed(self) -> None:
+        """Wait until everything that was handed over by now has landed."""
+        self.pump()  # a task that was connecting may have been cancelled
+        for flight in [*self._sent, *self._waiting]:
+            if flight.batch.entries:
+                flight.waiter = flight.waiter or self._loop.create_future()
+                await asyncio.shield(flight.waiter)
 
 
 _EVERYTHING = 1 << 62
+_PATIENCE = 5.0  # seconds, at a loop's end, without a socket_timeout
