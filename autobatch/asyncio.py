@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
 
     _future_type = AsyncFuture
     _lanes = 1
+    _awaited_callbacks: dict[str, Callable[..., Awaitable[Any]]] = {}  # noqa: RUF012  # replaced
 
     def __init__(self, *args: Any, lanes: int = 1, **kwargs: Any) -> None:
         """Create a client.
@@ -66,6 +69,9 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         pool = self.connection_pool
         # On the pool itself: clients that share it share the connection, and it lives as long.
         wire: Wire = pool.__dict__.setdefault("_autobatch_wire", Wire(pool, self._lanes))
+        if self._origin is None and self.auto_close_connection_pool:
+            # If this client is forgotten without closing it, nobody can use its pool any more.
+            weakref.finalize(self, wire.abandon).atexit = False
         return wire
 
     @property
@@ -86,17 +92,34 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             redis.DataError: an argument cannot be sent.
             NotReady: an argument is a Future that has no value yet.
         """
-        loop = asyncio._get_running_loop()
         scope = current()
         if scope is None or scope.closed:
+            loop = asyncio._get_running_loop()
             if loop is None:
                 return self._in_a_loop(args, options)
             scope = stray_scope(loop)
         elif scope.loop is None:
-            scope.loop = loop
+            scope.loop = asyncio._get_running_loop()
         if self.single_connection_client:
             return self._run_alone(scope, args, options)
+        if self._awaited_callbacks and str(args[0]).upper() in self._awaited_callbacks:
+            return self._with_callback(self._queue(scope, args, {}), args, options)
         return self._queue(scope, args, options)
+
+    def set_response_callback(self, command: str, callback: Any) -> None:
+        """Set a response callback, as on redis-py's client; it may be a coroutine function."""
+        if inspect.iscoroutinefunction(callback):
+            # A batch settles without awaiting anything, so this comes after it.
+            self.response_callbacks.pop(command.upper(), None)
+            self._awaited_callbacks = {**self._awaited_callbacks, command.upper(): callback}
+        else:
+            super().set_response_callback(command, callback)
+
+    async def _with_callback(
+        self, reply: Awaitable[Any], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        options.pop("keys", None)
+        return await self._awaited_callbacks[str(args[0]).upper()](await reply, **options)
 
     async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # For asyncio.run(client.get("key")): called before there is a loop.

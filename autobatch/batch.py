@@ -129,6 +129,11 @@ class Batch:
         self._usual = usual
         self._sent: set[Entry] = set()
 
+    def commands(self) -> list[Command]:
+        """Return the commands of `entries`, those inside transactions too, in program order."""
+        usual: Any = self.entries
+        return usual if self._usual else commands_of(self.entries)
+
     def seal(self) -> bytes:
         """Return the bytes to write, now that the order is final."""
         if not self._usual:

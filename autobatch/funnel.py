@@ -32,6 +32,7 @@ C = TypeVar("C", bound=Command)
 _dict_get: Any = dict.get
 _getframe: Any = sys._getframe  # noqa: SLF001  # public in all but name
 _new: Any = object.__new__
+_NO_OPTIONS: dict[str, Any] = {}
 
 
 class Funnel:
@@ -67,7 +68,12 @@ class Funnel:
         # A frame becomes an object when it is asked for, which costs. Only redis-py's own methods
         # give `keys`, so then the caller is one of them and need not be looked at.
         try:
-            caller = _getframe(3 if "keys" in options else 2)
+            if "keys" in options:
+                caller = _getframe(3)
+                if len(options) == 1:
+                    options = _NO_OPTIONS  # which nobody asks for: two objects less to keep
+            else:
+                caller = _getframe(2)
             while IN_LIBRARY[caller.f_code.co_filename]:
                 caller = caller.f_back
             code, instruction = caller.f_code, caller.f_lasti

@@ -252,7 +252,10 @@ class AsyncFuture(Future):
         promise = _promise(self)
         if promise.outcome is PENDING:
             yield from _waiter(promise)
-        return promise.get()
+        outcome = promise.outcome
+        if outcome is PENDING or type(outcome) is Failure:
+            return promise.get()
+        return outcome
 
     # A task drives a coroutine by these. Each call answers from the state of the promise alone,
     # so several tasks may drive the same Future.

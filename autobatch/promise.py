@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import threading
@@ -186,9 +185,8 @@ class Promise:
     def run_callbacks(self) -> None:
         """Run the callbacks of a settled promise, each once, and those of what they settle."""
         interrupted: BaseException | None = None
-        settled: collections.deque[Promise] = collections.deque([self])
-        while settled:  # chains may be long: no recursion
-            promise = settled.popleft()
+        settled: list[Promise] = [self]
+        for promise in settled:  # which grows meanwhile; chains may be long: no recursion
             with _callbacks_lock:
                 callbacks, promise.callbacks = promise.callbacks, None
             for callback in callbacks or ():

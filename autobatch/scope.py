@@ -204,7 +204,6 @@ class OwnScope(Scope):
 
     def _depart(self) -> list[list[Batch]]:
         """Take the queue away and plan how it travels."""
-        first = self.stats.commands - len(self._queue)
         entries = self._take()
         if not entries:
             return []
@@ -213,7 +212,9 @@ class OwnScope(Scope):
         if self._several_wires or len(waves) > 1 or len(waves[0]) > 1:
             # Replies come in any order now, but errors are reported in the program's.
             self._several_wires = True
-            for number, command in enumerate(commands_of(entries), first):
+            commands = commands_of(entries)
+            first = self.stats.commands - len(self._queue) - len(commands)
+            for number, command in enumerate(commands, first):
                 command.number = number
         return waves
 
@@ -378,7 +379,7 @@ class OwnScope(Scope):
         elif loop is not None:
             submit()
         else:
-            batch.give_up(NoLoop("an asyncio client's command needs a running event loop"))
+            _drop(batch, NoLoop("an asyncio client's command needs a running event loop"))
             self._outstanding -= 1
         return True
 
@@ -444,7 +445,8 @@ class OwnScope(Scope):
             self._failures.append(failure)
 
     def follow(self, promise: Promise) -> None:
-        self._followed.append(promise)
+        if not promise.asynchronous:  # its connection runs them as soon as its reply has landed
+            self._followed.append(promise)
 
     def discard(self) -> None:
         for command in commands_of(self._take()):
@@ -706,7 +708,15 @@ class AtomicPart(_Part):
 def _give_up(waves: list[list[Batch]], error: BaseException) -> None:
     for batch in itertools.chain(*waves):
         if not batch.handed_over:
-            batch.give_up(error)
+            _drop(batch, error)
+
+
+def _drop(batch: Batch, error: BaseException) -> None:
+    """Settle a batch that will not be sent, and tell whoever waits for its commands."""
+    commands = commands_of(batch.entries)
+    batch.give_up(error)
+    for command in commands:
+        command.run_callbacks()
 
 
 def _whole(owner: Any) -> Any:

@@ -267,6 +267,11 @@ async def pushed(connection: Any, reply: Any) -> None:
     await connection._parser.handle_push_response(reply)
 
 
+def is_closed(connection: Any) -> bool:
+    """Return whether the server has closed an idle asyncio connection."""
+    return connection._reader is None or bool(connection._reader.at_eof())
+
+
 def forget(connection: Any) -> None:
     """Make redis-py's connection forget the transport that was taken over."""
     connection._reader = connection._writer = None

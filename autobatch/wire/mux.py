@@ -19,7 +19,7 @@ from typing import Any
 import redis
 from redis.asyncio import ConnectionPool
 
-from autobatch.batch import Batch, commands_of
+from autobatch.batch import Batch
 from autobatch.command import Command, Script
 from autobatch.promise import PENDING, Failure
 from autobatch.wire import connection as greeted
@@ -52,6 +52,7 @@ class Wire:
         self.decode = greeted.decoder(encoder)
         self.scripts: dict[str, Script] = {}
         self._pool = pool
+        self._homes: weakref.WeakSet[_Home] = weakref.WeakSet()
 
     def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> None:
         """Hand a batch over to the running loop's connection, which writes it very soon.
@@ -69,8 +70,14 @@ class Wire:
         home: _Home | None = tick.homes.get(self)
         if home is None:
             home = tick.homes[self] = _Home(self._pool, tick)
-            weakref.finalize(self, _abandon, weakref.ref(home))
+            self._homes.add(home)
         return home
+
+    def abandon(self) -> None:
+        """Close the connections of a client that was forgotten; from any thread."""
+        for home in list(self._homes):
+            self._homes.discard(home)
+            home.abandon()
 
     async def call(
         self, command: Command, connection: Any = None, lock: asyncio.Lock | None = None
@@ -88,6 +95,9 @@ class Wire:
             if borrowed:
                 try:
                     connection = await self._pool.get_connection()
+                    if greeted.is_closed(connection):  # by the server, while it was idle
+                        await connection.disconnect()
+                        await connection.connect()
                 except Exception as error:
                     command.not_sent("no connection", error)
                     return _value(command)
@@ -127,6 +137,7 @@ class _Home:
         self._tick = tick
         self._patience = pool.connection_kwargs.get("socket_timeout") or _PATIENCE
         self._links: dict[int, Link] = {}
+        self._closing: asyncio.Task[None] | None = None
         # A loop that ends closes its asynchronous generators, while it still runs. That is the
         # only word of it that we get. It counts from the first step on, which takes no waiting.
         self._keeper = self._keep()
@@ -170,15 +181,12 @@ class _Home:
         await self._keeper.aclose()
 
     def abandon(self) -> None:
-        """Close the connections of a client that nobody can use any more, from any thread."""
+        """Close everything as soon as nothing is on its way; from any thread."""
         if not self._tick.loop.is_closed():
-            self._tick.loop.call_soon_threadsafe(self.shut)
+            self._tick.loop.call_soon_threadsafe(self._close_soon)
 
-
-def _abandon(home: weakref.ref[_Home]) -> None:
-    alive = home()
-    if alive is not None:
-        alive.abandon()
+    def _close_soon(self) -> None:
+        self._closing = self._tick.loop.create_task(self.close())
 
 
 class _Flight:
@@ -198,7 +206,7 @@ class _Flight:
 
     def __init__(self, batch: Batch, landed: Callable[[], None], since: float) -> None:
         self.batch = batch
-        self.commands: list[Command] = commands_of(batch.entries)
+        self.commands: list[Command] = batch.commands()
         self.attempts = 0
         self.since = since
         self.waiter: asyncio.Future[None] | None = None
@@ -327,7 +335,9 @@ class Link:
     def _parse(self, landed: list[_Flight]) -> None:
         """Distribute the replies that have arrived; append the batches that are complete."""
         gets = self._reader.gets
-        flight = self._sent[0] if self._sent else None
+        not_enough, push = greeted.NOT_ENOUGH_DATA, greeted.PushNotification
+        sent = self._sent
+        flight = sent[0] if sent else None
         while True:
             try:
                 if flight is not None and flight.raw:
@@ -336,18 +346,18 @@ class Link:
                     reply = gets()
             except UnicodeDecodeError as error:
                 reply = error  # hiredis has taken the whole reply: the next ones are in step
-            if reply is greeted.NOT_ENOUGH_DATA:
+            if reply is not_enough:
                 return
-            if type(reply) is greeted.PushNotification:
+            if type(reply) is push:
                 self._pushed(reply)
                 continue
             if flight is None:
                 raise redis.ConnectionError("a reply came that nobody asked for")
             flight.replies.append(reply)
             if len(flight.replies) == flight.count:
-                landed.append(self._sent.popleft())
+                landed.append(sent.popleft())
                 self._in_flight -= flight.count
-                flight = self._sent[0] if self._sent else None
+                flight = sent[0] if sent else None
 
     def _land(self, flight: _Flight) -> None:
         first = flight.replies[0]

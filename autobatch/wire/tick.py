@@ -40,7 +40,7 @@ class Tick:
         self.homes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.stray: Any = None
         self._dispatchers: list[Dispatcher] = []
-        self._pumps: list[Pump] = []
+        self._pumps: dict[Pump, None] = {}  # each once, in order
 
     def at_end(self, dispatcher: Dispatcher) -> None:
         """Let `dispatcher` hand over what waits when the tick ends."""
@@ -52,7 +52,7 @@ class Tick:
         """Let `pump` write, after everything that is handed over at the same time."""
         if not self._pumps and not self._ending:
             self.loop.call_soon(self._write)
-        self._pumps.append(pump)
+        self._pumps[pump] = None
 
     _ending = False
 
@@ -67,7 +67,7 @@ class Tick:
             self._write()
 
     def _write(self) -> None:
-        pumps, self._pumps = self._pumps, []
+        pumps, self._pumps = self._pumps, {}
         for pump in pumps:
             pump.pump()
 
