@@ -124,6 +124,8 @@ class _Http(_Connection):
                 await self._respond_to(error)
                 return
             self._started = True
+        elif self._started:
+            log_unseen(self._own.unseen(), self._name)
         await self._send(message)
 
     async def _respond_to(self, error: Exception) -> None:

@@ -103,7 +103,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         if self.single_connection_client:
             return self._run_alone(scope, args, options)
         if self._awaited_callbacks and str(args[0]).upper() in self._awaited_callbacks:
-            return self._with_callback(self._queue(scope, args, {}), args, options)
+            return self._with_callback(scope, args, options)
         return self._queue(scope, args, options)
 
     def set_response_callback(self, command: str, callback: Any) -> None:
@@ -115,11 +115,17 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         else:
             super().set_response_callback(command, callback)
 
-    async def _with_callback(
-        self, reply: Awaitable[Any], args: tuple[Any, ...], options: dict[str, Any]
-    ) -> Any:
-        options.pop("keys", None)
-        return await self._awaited_callbacks[str(args[0]).upper()](await reply, **options)
+    def _with_callback(
+        self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Awaitable[Any]:
+        future = self._queue(scope, args, {})
+        callback = self._awaited_callbacks[str(args[0]).upper()]
+
+        async def finish() -> Any:
+            options.pop("keys", None)
+            return await callback(await future, **options)
+
+        return finish()
 
     async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # For asyncio.run(client.get("key")): called before there is a loop.
@@ -210,6 +216,8 @@ class EagerRedis(Redis):
         stray = stray_scope(asyncio.get_running_loop())
         if self.single_connection_client:
             return await self._run_alone(stray, args, options)
+        if str(args[0]).upper() in self._awaited_callbacks:
+            return await self._with_callback(stray, args, options)
         return await self._queue(stray, args, options)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
@@ -19,7 +21,6 @@ from autobatch.scope import (
     OwnScope,
     Scope,
     ambient,
-    current,
     dispatch_stray,
     open_scope,
     surface,
@@ -28,6 +29,10 @@ from autobatch.scope import (
 P = ParamSpec("P")
 R = TypeVar("R")
 OnError = Literal["flush", "discard"]
+
+
+# The `with` blocks that this context is in, the innermost last.
+_passages: ContextVar[tuple[_Entered, ...]] = ContextVar("autobatch.passages", default=())
 
 
 class _Entered:
@@ -81,7 +86,9 @@ class _Entered:
     def suspend(self) -> None:
         """Take the scope out of the context, while a generator lends control to its consumer."""
         if self._token is not None:
-            ambient.reset(self._token)
+            # In another context than it was entered in, there is nothing to take out.
+            with contextlib.suppress(ValueError):
+                ambient.reset(self._token)
 
     def resume(self) -> None:
         """Put it back, perhaps into the context of another task."""
@@ -117,9 +124,8 @@ class Boundary:
         self.max_commands = max_commands
         self.max_bytes = max_bytes
         self._plain = join and not atomic and on_error == "flush"
-        # Of the `with` blocks on this very object, by the scope inside: they may be nested, and in
-        # several threads at once.
-        self._entered: dict[Scope | None, list[_Entered]] = {}
+        # Of the `with` blocks on this very object: they may be nested, and in several threads.
+        self._entered: list[_Entered] = []
 
     def __enter__(self) -> Scope:
         return self._remember(self._enter())
@@ -138,15 +144,18 @@ class Boundary:
         await self._recall().aleave(error)
 
     def _remember(self, entered: _Entered) -> Scope:
-        self._entered.setdefault(entered.scope, []).append(entered)
+        self._entered.append(entered)
+        _passages.set((*_passages.get(), entered))
         return entered.scope
 
     def _recall(self) -> _Entered:
-        scope = current()
-        entered = self._entered[scope].pop()
-        if not self._entered[scope]:
-            del self._entered[scope]
-        return entered
+        passages = _passages.get()
+        for entered in reversed(passages):
+            if entered in self._entered:
+                self._entered.remove(entered)
+                _passages.set(tuple(other for other in passages if other is not entered))
+                return entered
+        return self._entered.pop()  # entered in another context, as fixtures and generators may
 
     def _enter(self) -> _Entered:
         outer = open_scope()

@@ -290,7 +290,7 @@ class Command(Promise):
                 reply = self.callback(reply, **options) if options else self.callback(reply)
             except BaseException as error:
                 self.fail(error)
-                if not isinstance(error, Exception):
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
                     raise
                 return
         self.outcome = reply

@@ -287,15 +287,19 @@ class AsyncFuture(Future):
     def __hash__(self) -> int:
         # gather() and the like put awaitables into sets and dicts. There each stands for itself,
         # whatever its value is, and whether it has one.
-        promise = _promise(self)
         within_asyncio = sys._getframe(1).f_code.co_filename == asyncio.tasks.__file__  # noqa: SLF001
-        if within_asyncio or promise.outcome is PENDING:
+        if within_asyncio or not self._has_value():
             return object.__hash__(self)
-        return hash(promise.get())
+        return hash(_promise(self).get())
 
     @property  # type: ignore[misc]  # as in Future
     def __class__(self) -> Any:
-        return AsyncFuture if _promise(self).outcome is PENDING else type(_promise(self).get())
+        return type(_promise(self).get()) if self._has_value() else AsyncFuture
+
+    def _has_value(self) -> bool:
+        # A failed one raises where it is awaited, not where somebody asks what it is.
+        outcome = _promise(self).outcome
+        return outcome is not PENDING and type(outcome) is not Failure
 
 
 FUTURE_TYPES = frozenset({Future, AsyncFuture})
@@ -391,7 +395,7 @@ class _Mapped(Promise):
             failure = Failure(error, self)
             self.owner.remember(failure)
             self._settle(failure)
-            if not isinstance(error, Exception):
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 self.run_callbacks()
                 raise
             return self

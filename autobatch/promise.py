@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable
-from types import CodeType, TracebackType
+from collections.abc import Callable, Iterable
+from types import CodeType, FunctionType, TracebackType
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 
@@ -41,6 +41,18 @@ class Owner(Protocol):
 
     def follow(self, promise: Promise) -> None:
         """Run the callbacks of `promise` after it was settled."""
+
+
+def run_all(functions: Iterable[Callable[[], object]]) -> None:
+    """Call every function, also if one is interrupted; the interrupt is raised in the end."""
+    interrupted: BaseException | None = None
+    for function in functions:
+        try:
+            function()
+        except BaseException as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 class Origin:
@@ -116,8 +128,13 @@ class Failure:
         error = fresh = self.look()
         kind = type(error)
         with contextlib.suppress(TypeError):  # a class that makes its instances in another way
-            # Not through the constructor, which may have changed its arguments already.
-            fresh = kind.__new__(kind, *error.args)
+            native = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+            if native.__basicsize__ == Exception.__basicsize__:
+                # Not through the constructor, which may have changed its arguments already.
+                fresh = kind.__new__(kind, *error.args)
+            elif not isinstance(kind.__init__, FunctionType):
+                fresh = kind(*error.args)  # UnicodeDecodeError and the like keep them elsewhere
+        if fresh is not error:
             fresh.__dict__.update(error.__dict__)
             fresh.__notes__ = list(error.__notes__)
         fresh.__cause__ = error.__cause__

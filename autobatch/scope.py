@@ -34,7 +34,7 @@ from autobatch.batch import Batch, Entry, Transaction, commands_of, plan
 from autobatch.command import Command, calling_frame
 from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
 from autobatch.future import not_ready
-from autobatch.promise import PENDING, Failure, Promise
+from autobatch.promise import PENDING, Failure, Promise, run_all
 from autobatch.report import Stats
 from autobatch.wire import sync
 from autobatch.wire.tick import tick_of
@@ -162,6 +162,7 @@ class OwnScope(Scope):
         self._max_bytes = max_bytes
         self._bytes = 0  # threads may lose an addition to each other: the limit is no budget
         self._failures: list[Failure] = []
+        self._prune_at = _PRUNE_AT
         self._followed: list[Promise] = []
         self._process = _process
         self._taking = threading.Lock()  # for the moment that it takes
@@ -172,6 +173,7 @@ class OwnScope(Scope):
         self._wanted = False
         self._outstanding = 0
         self._journey: asyncio.Task[None] | None = None
+        self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
         self._arrivals: list[asyncio.Future[None]] = []
         self._abandoned: str | None = None
 
@@ -222,16 +224,13 @@ class OwnScope(Scope):
         if self._process is not _process:
             self.forked()
         if self._in_flight or self._queue:
-            self._check_loop()
+            if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
+                if all(entry.wire.asynchronous for entry in self._queue):
+                    self.dispatch()  # there is nothing to wait for
+                    return
+                _warn_of_blocking()
             with self._flushing:
                 self._send()
-
-    def _check_loop(self) -> None:
-        """Warn if an event loop is about to wait for a synchronous client's server."""
-        if asyncio._get_running_loop() is None:  # noqa: SLF001  # the one that never raises
-            return
-        if not all(entry.wire.asynchronous for entry in self._queue):
-            _warn_of_blocking()
 
     def step_aside(self) -> None:
         self.flush()
@@ -245,7 +244,8 @@ class OwnScope(Scope):
             raise not_ready(promise)
         if self._process is not _process:
             self.forked()
-        self._check_loop()
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
+            _warn_of_blocking()
         with self._flushing:
             # A function given to map() may have made it the value of another scope's Future.
             while promise.outcome is PENDING and _whole(promise.owner) is self:
@@ -260,6 +260,10 @@ class OwnScope(Scope):
         """Send what waits; return whether there was anything. The caller holds `_flushing`."""
         self._in_flight = True  # before the queue looks empty
         try:
+            if self._carried:  # taken by a thread that has not started yet
+                carried, self._carried = self._carried, []
+                self._exchange(carried)
+                return True
             waves = self._depart()
             try:
                 for wave in waves:
@@ -280,18 +284,9 @@ class OwnScope(Scope):
             self.stats.exchanges += exchanges
 
     def _run_callbacks(self) -> None:
-        interrupted: BaseException | None = None
         followed, self._followed = self._followed, []
-        for promise in followed:
-            if promise.outcome is PENDING:
-                self._followed.append(promise)
-                continue
-            try:
-                promise.run_callbacks()
-            except BaseException as error:  # the others' functions are to run all the same
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
+        self._followed += [promise for promise in followed if promise.outcome is PENDING]
+        run_all(promise.run_callbacks for promise in followed if promise.outcome is not PENDING)
 
     # ---- asyncio: nothing here waits, but aflush() and aclose() --------------------------
 
@@ -319,6 +314,8 @@ class OwnScope(Scope):
         else:
             # Synchronous clients take part, or an order has to be kept between connections.
             self._outstanding += 1
+            if self._journey is None:
+                self._carried += [b for b in waves[0] if not b.wire.asynchronous]
             self._journey = asyncio.create_task(self._travel(waves, self._journey))
 
     async def _travel(self, waves: list[list[Batch]], before: asyncio.Task[None] | None) -> None:
@@ -342,6 +339,7 @@ class OwnScope(Scope):
         synchronous = [batch for batch in wave if not batch.wire.asynchronous]
         arrivals = [self._hand_over_and_wait(b) for b in wave if b.wire.asynchronous]
         if synchronous:
+            self._carried += [b for b in synchronous if b.entries and b not in self._carried]
             await in_thread(functools.partial(self._exchange_in_turn, synchronous))
         else:
             self.stats.round_trips += 1
@@ -351,12 +349,15 @@ class OwnScope(Scope):
         """Do the same without waiting for it."""
         synchronous = [batch for batch in wave if not self._hand_over(batch)]
         if synchronous:
+            self._carried += [b for b in synchronous if b.entries and b not in self._carried]
             loop = asyncio.get_running_loop()
             loop.run_in_executor(None, self._exchange_in_turn, synchronous)
 
     def _exchange_in_turn(self, batches: list[Batch]) -> None:
         with self._flushing:
-            self._exchange(batches)
+            mine = [batch for batch in batches if batch in self._carried]
+            self._carried = [batch for batch in self._carried if batch not in mine]
+            self._exchange(mine)
             self._run_callbacks()
         self._tell_abandoned()
 
@@ -441,8 +442,11 @@ class OwnScope(Scope):
     def remember(self, failure: Failure) -> None:
         if self.closed and self.loop is not None:
             failure.report = functools.partial(_report_stray, self.loop)
-        else:
-            self._failures.append(failure)
+            return
+        self._failures.append(failure)
+        if len(self._failures) >= self._prune_at:  # a scope may live as long as a worker
+            self._failures = [kept for kept in self._failures if not kept.seen]
+            self._prune_at = max(_PRUNE_AT, 2 * len(self._failures))
 
     def follow(self, promise: Promise) -> None:
         if not promise.asynchronous:  # its connection runs them as soon as its reply has landed
@@ -477,6 +481,15 @@ class OwnScope(Scope):
             return
         self._process = _process
         self._in_flight = False
+        # The parent's event loop is not ours, nor is what it waits for.
+        self.loop = None
+        self._wanted = False
+        self._outstanding = 0
+        self._journey = None
+        self._carried = []
+        self._arrivals = []
+        self._failures = []
+        self._followed = []
         self._taking = threading.Lock()
         self._flushing = threading.RLock()
         for command in commands_of(self._take()):
@@ -832,5 +845,6 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 _SHOWN_FAILURES = 20
+_PRUNE_AT = 64
 _FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()

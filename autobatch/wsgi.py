@@ -137,7 +137,9 @@ class _Body:
 
     def _flush(self) -> None:
         self._own.step_aside()
-        if not self._started:
+        if self._started:
+            log_unseen(self._own.unseen(), self._name)
+        else:
             surface(self._own.unseen())
             self._started = True
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -21,7 +22,7 @@ from redis.asyncio import ConnectionPool
 
 from autobatch.batch import Batch
 from autobatch.command import Command, Script
-from autobatch.promise import PENDING, Failure
+from autobatch.promise import PENDING, Failure, run_all
 from autobatch.wire import connection as greeted
 from autobatch.wire.server import server_of
 from autobatch.wire.tick import Tick, tick_of
@@ -220,13 +221,17 @@ class _Flight:
 
     def land(self) -> None:
         """Tell whoever waits for commands that are settled by now."""
-        for command in self.commands:
-            if command.callbacks is not None and command.outcome is not PENDING:
-                command.run_callbacks()
-        if not self.batch.entries:
-            self._landed()
-            if self.waiter is not None and not self.waiter.done():
-                self.waiter.set_result(None)
+        try:
+            run_all(
+                command.run_callbacks
+                for command in self.commands
+                if command.callbacks is not None and command.outcome is not PENDING
+            )
+        finally:
+            if not self.batch.entries:
+                self._landed()
+                if self.waiter is not None and not self.waiter.done():
+                    self.waiter.set_result(None)
 
 
 class _Receiver(asyncio.Protocol):
@@ -326,11 +331,12 @@ class Link:
             self._parse(landed)
         except redis.RedisError as error:  # that is no reply, or nobody asked for it
             self.lose(error)
-        for flight in landed:
-            self._land(flight)
-        if landed:
-            self._failures = 0
-            self._go_on()
+        try:
+            run_all(functools.partial(self._land, flight) for flight in landed)
+        finally:
+            if landed:
+                self._failures = 0
+                self._go_on()
 
     def _parse(self, landed: list[_Flight]) -> None:
         """Distribute the replies that have arrived; append the batches that are complete."""
@@ -368,8 +374,10 @@ class Link:
                 flight.batch.abort([], 0, first)  # nothing ran
                 self._again([flight], first)
                 return
-        flight.batch.settle(flight.replies)
-        flight.land()
+        try:
+            flight.batch.settle(flight.replies)
+        finally:
+            flight.land()
 
     def _go_on(self) -> None:
         """See what can be done now that replies have come."""
