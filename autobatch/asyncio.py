@@ -194,6 +194,11 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             await self._wire.close()
         await super().aclose(close_connection_pool)
 
+    def __del__(self, *args: Any, **kwargs: Any) -> None:
+        # A twin must not close, nor warn of, what it shares.
+        if self._origin is None:
+            super().__del__(*args, **kwargs)
+
 
 class EagerRedis(Redis):
     """The plain view of a batching asyncio client: `client.eager`."""

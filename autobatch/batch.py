@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import redis
 
 from autobatch.command import Command, ScriptCall
-from autobatch.promise import Failure
+from autobatch.promise import Failure, run_all
 
 
 class Wire(Protocol):
@@ -169,11 +170,16 @@ class Batch:
                 else:
                     entry.settle(reply)
         except BaseException:  # a callback was interrupted; the others have their replies, too
-            for entry, reply in settling:
-                entry.settle(reply)
+            run_all(functools.partial(entry.settle, reply) for entry, reply in settling)
             raise
 
-    def abort(self, replies: list[Any], written: int, cause: BaseException) -> None:
+    def abort(
+        self,
+        replies: list[Any],
+        written: int,
+        cause: BaseException,
+        later: Written | None = None,
+    ) -> None:
         """Settle what can be told after a connection broke; what may be sent again stays.
 
         A command whose bytes were not all written certainly did not run: the server discards
@@ -184,6 +190,8 @@ class Batch:
             replies: those that arrived, from the first command on.
             written: how many of the sealed bytes were handed to the operating system.
             cause: what broke it.
+            later: what batches behind this one on the same connection may have written; it
+                learns what this one may have written.
         """
         entries, self.entries = self.entries, []
         answered = end = 0
@@ -197,7 +205,7 @@ class Batch:
                 self.entries.append(entry)
             else:
                 unknown.append(entry)
-        again = _repeatable(unknown)
+        again = _repeatable(unknown, later or Written())
         self._sent.update(again)
         for entry in unknown:
             if entry not in again:
@@ -241,24 +249,44 @@ class Batch:
 _NONE: frozenset[int] = frozenset()
 
 
-def _repeatable(unknown: list[Entry]) -> list[Entry]:
+class Written:
+    """What commands whose replies were lost may have written.
+
+    Which of its arguments a command writes is not looked at: each may be a key.
+    """
+
+    __slots__ = ("_anything", "_names")
+
+    def __init__(self) -> None:
+        self._names: set[bytes] = set()
+        self._anything = False  # what a script or the like has written, nobody can tell
+
+    def add(self, commands: list[Command]) -> None:
+        """Note what some commands may have written."""
+        for command in commands:
+            self._anything = self._anything or not (command.traits.keyed or command.read_only)
+            self._names.update(_name(arg) for arg in command.args[1:])
+
+    def changes(self, commands: list[Command]) -> bool:
+        """Return whether what some commands read may have been changed."""
+        if self._anything or not self._names:
+            return self._anything
+        return any(
+            not command.traits.keyed
+            or not self._names.isdisjoint(_name(arg) for arg in command.args[1:])
+            for command in commands
+        )
+
+
+def _repeatable(unknown: list[Entry], later: Written) -> list[Entry]:
     """Return those of some commands that may have run which can run again, in order."""
     repeatable: list[Entry] = []
-    written: set[bytes] = set()
-    anything = False  # what a script or the like may have written, nobody can tell
     for entry in reversed(unknown):
         commands = commands_of([entry])
-        if entry.read_only:
-            touched = {_name(arg) for command in commands for arg in command.args[1:]}
-            sees_later = anything or not touched.isdisjoint(written)
-            if written and not all(command.traits.keyed for command in commands):
-                sees_later = True
-            if not sees_later:
-                repeatable.append(entry)
-            continue
-        for command in commands:
-            anything = anything or not (command.traits.keyed or command.read_only)
-            written.update(_name(arg) for arg in command.args[1:])
+        if not entry.read_only:
+            later.add(commands)
+        elif not later.changes(commands):
+            repeatable.append(entry)
     repeatable.reverse()
     return repeatable
 

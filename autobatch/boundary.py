@@ -162,7 +162,7 @@ class Boundary:
         if outer is not None and not self.join:
             _check_not_held(outer)
             outer.step_aside()
-            outer = None
+            return _Entered(self, None, outer.lane)
         # It may end without waiting for an event loop, so it stays in line with what comes after.
         return _Entered(self, outer, STRAY_LANE)
 
@@ -171,7 +171,7 @@ class Boundary:
         if outer is not None and not self.join:
             _check_not_held(outer)
             await outer.astep_aside()
-            outer = None
+            return _Entered(self, None, outer.lane)
         return _Entered(self, outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:

@@ -282,6 +282,9 @@ class AsyncFuture(Future):
         promise = _promise(self)
         if promise.outcome is PENDING:
             raise not_ready(promise)
+        # A task's repr asks what its coroutine is, which must not raise a command's error.
+        if name.startswith(("cr_", "gi_", "ag_", "__")) and not self._has_value():
+            raise AttributeError(name)
         return Future.__getattr__(self, name)
 
     def __hash__(self) -> int:

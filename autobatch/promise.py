@@ -20,7 +20,7 @@ class _Pending:
 PENDING: Final = _Pending()
 
 # Guards the callbacks of every promise. They are rare and taking them is short: one lock does.
-_callbacks_lock = threading.Lock()
+_callbacks_lock = threading.RLock()
 
 
 # It may return a promise that it has settled, whose own callbacks come next.

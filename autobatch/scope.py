@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import collections
+import contextlib
 import contextvars
 import functools
 import itertools
@@ -67,6 +69,8 @@ class Scope(abc.ABC):
     closed: bool
     loop: asyncio.AbstractEventLoop | None = None
     """The event loop of the asyncio clients that are called in it."""
+    lane = STRAY_LANE
+    """Which of an asyncio client's connections it travels on."""
     held = False
     """Whether its commands are held back until a block ends, since they run together."""
 
@@ -151,9 +155,9 @@ class OwnScope(Scope):
         max_bytes: int = MAX_BYTES,
         lane: int | None = None,
     ) -> None:
-        # Appending to a list, slicing it and deleting a slice are atomic, and flushes take from
-        # the front while others append: so the hot path needs no lock.
-        self._queue: list[Entry] = []
+        # Appending at one end and taking from the other are atomic: the hot path needs no lock,
+        # and a signal handler or the garbage collector may come between any two steps.
+        self._queue: collections.deque[Entry] = collections.deque()
         self._usual = True
         self._several_wires = False
         self.stats = Stats(self._queue)
@@ -165,16 +169,16 @@ class OwnScope(Scope):
         self._prune_at = _PRUNE_AT
         self._followed: list[Promise] = []
         self._process = _process
-        self._taking = threading.Lock()  # for the moment that it takes
         self._flushing = threading.RLock()  # as long as a thread waits for its servers
         self._in_flight = False
         # asyncio's part: see dispatch().
-        self._lane = next(_lanes) if lane is None else lane
+        self.lane = next(_lanes) if lane is None else lane
         self._wanted = False
-        self._outstanding = 0
+        self._outstanding: collections.Counter[int] = collections.Counter()  # by epoch
+        self._epoch = 0
         self._journey: asyncio.Task[None] | None = None
         self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
-        self._arrivals: list[asyncio.Future[None]] = []
+        self._arrivals: list[tuple[int, asyncio.Future[None]]] = []
         self._abandoned: str | None = None
 
     def add(self, command: Entry) -> None:
@@ -194,12 +198,12 @@ class OwnScope(Scope):
         self.add(entry)
 
     def _take(self) -> list[Entry]:
-        """Take the queue away."""
-        queue = self._queue
-        with self._taking:
-            count = len(queue)
-            entries = queue[:count]
-            del queue[:count]
+        """Take away what is in the queue now."""
+        take = self._queue.popleft
+        entries: list[Entry] = []
+        with contextlib.suppress(IndexError):  # somebody else takes, too
+            for _ in range(len(self._queue)):
+                entries.append(take())  # noqa: PERF401  # what was taken must not get lost
         self._bytes = 0
         self.stats.took(len(entries) if self._usual else len(commands_of(entries)))
         return entries
@@ -249,7 +253,7 @@ class OwnScope(Scope):
         with self._flushing:
             # A function given to map() may have made it the value of another scope's Future.
             while promise.outcome is PENDING and _whole(promise.owner) is self:
-                if not self._send():
+                if not self._send() and promise.outcome is PENDING:
                     raise NotReady(
                         f"{promise.describe()} cannot be waited for here. Either this thread is "
                         "settling it (a response callback, or a function given to map(), cannot "
@@ -258,7 +262,7 @@ class OwnScope(Scope):
 
     def _send(self) -> bool:
         """Send what waits; return whether there was anything. The caller holds `_flushing`."""
-        self._in_flight = True  # before the queue looks empty
+        nested, self._in_flight = self._in_flight, True  # before the queue looks empty
         try:
             if self._carried:  # taken by a thread that has not started yet
                 carried, self._carried = self._carried, []
@@ -272,7 +276,7 @@ class OwnScope(Scope):
                 _give_up(waves, error)
                 raise
         finally:
-            self._in_flight = False
+            self._in_flight = nested
             if self._followed:
                 self._run_callbacks()
         return bool(waves)
@@ -313,12 +317,16 @@ class OwnScope(Scope):
             self.stats.round_trips += 1
         else:
             # Synchronous clients take part, or an order has to be kept between connections.
-            self._outstanding += 1
             if self._journey is None:
                 self._carried += [b for b in waves[0] if not b.wire.asynchronous]
-            self._journey = asyncio.create_task(self._travel(waves, self._journey))
+            self._journey = asyncio.create_task(self._travel(waves, self._journey, self._set_out()))
 
-    async def _travel(self, waves: list[list[Batch]], before: asyncio.Task[None] | None) -> None:
+    async def _travel(
+        self,
+        waves: list[list[Batch]],
+        before: asyncio.Task[None] | None,
+        landed: Callable[[], None],
+    ) -> None:
         left = list(waves)
         try:
             if before is not None:
@@ -333,7 +341,7 @@ class OwnScope(Scope):
         finally:
             if self._journey is asyncio.current_task():
                 self._journey = None
-            self._landed()
+            landed()
 
     async def _carry(self, wave: list[Batch]) -> None:
         synchronous = [batch for batch in wave if not batch.wire.asynchronous]
@@ -371,9 +379,15 @@ class OwnScope(Scope):
         if not batch.wire.asynchronous:
             return False
         batch.handed_over = True
-        self._outstanding += 1
+        arrived = self._set_out()
+
+        def both() -> None:
+            arrived()
+            if landed is not None:
+                landed()
+
         self.stats.exchanges += 1
-        submit = functools.partial(batch.wire.submit, batch, self._lane, landed or self._landed)
+        submit = functools.partial(batch.wire.submit, batch, self.lane, both)
         loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
         if self.loop is not None and self.loop is not loop and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(submit)
@@ -381,36 +395,45 @@ class OwnScope(Scope):
             submit()
         else:
             _drop(batch, NoLoop("an asyncio client's command needs a running event loop"))
-            self._outstanding -= 1
+            both()
         return True
 
     def _hand_over_and_wait(self, batch: Batch) -> asyncio.Future[None]:
         arrival = asyncio.get_running_loop().create_future()
 
         def landed() -> None:
-            self._landed()
             if not arrival.done():
                 arrival.set_result(None)
 
         self._hand_over(batch, landed)
         return arrival
 
-    def _landed(self) -> None:
-        self._outstanding -= 1
+    def _set_out(self) -> Callable[[], None]:
+        """Note that something is on its way; return what to call when it has landed."""
+        self._outstanding[self._epoch] += 1
+        return functools.partial(self._landed, self._epoch)
+
+    def _landed(self, epoch: int) -> None:
+        self._outstanding[epoch] -= 1
+        if not self._outstanding[epoch]:
+            del self._outstanding[epoch]
         self._tell_abandoned()
         if self._followed:
             self._run_callbacks()
-        if self._outstanding == 0 and self._arrivals:
-            arrivals, self._arrivals = self._arrivals, []
-            for arrival in arrivals:
-                if not arrival.done():
+        if self._arrivals:
+            oldest = min(self._outstanding, default=self._epoch)
+            for waited_for, arrival in self._arrivals:
+                if waited_for < oldest and not arrival.done():
                     arrival.set_result(None)
+            self._arrivals = [one for one in self._arrivals if not one[1].done()]
 
     async def aflush(self) -> None:
         self.dispatch()
         if self._outstanding:
+            # For what is on its way now, and not for what others call meanwhile.
             arrival = asyncio.get_running_loop().create_future()
-            self._arrivals.append(arrival)
+            self._arrivals.append((self._epoch, arrival))
+            self._epoch += 1
             await arrival
         elif self._in_flight:  # in another thread
             await in_thread(self.flush)
@@ -432,8 +455,9 @@ class OwnScope(Scope):
         return self.unseen()
 
     async def _finish(self) -> None:
-        while self.busy:
-            await self.aflush()
+        for _ in range(_WAVES_AT_END):
+            if self.busy:
+                await self.aflush()
         self.closed = True
         await self.aflush()
 
@@ -458,23 +482,22 @@ class OwnScope(Scope):
 
     def drop(self, part: Scope, why: str) -> None:
         dropped: list[Command] = []
-        with self._taking:
-            count = len(self._queue)
-            kept: list[Entry] = []
-            for entry in self._queue[:count]:
+        kept: list[Entry] = []
+        with self._flushing:
+            for entry in self._take():
                 members = commands_of([entry])
                 if _belongs(members[0], part):  # a transaction belongs to one block, as a whole
                     dropped.extend(members)
                 else:
                     kept.append(entry)
-            self._queue[:count] = kept
-        self.stats.took(len(dropped))
+            self._queue.extendleft(reversed(kept))
+        self.stats.took(-len(commands_of(kept)))
         for command in dropped:
             command.drop(why)
 
     @property
     def busy(self) -> bool:
-        return self._in_flight or bool(self._queue) or self._outstanding > 0
+        return self._in_flight or bool(self._queue) or bool(self._outstanding)
 
     def forked(self) -> None:
         if self._process is _process:
@@ -484,13 +507,12 @@ class OwnScope(Scope):
         # The parent's event loop is not ours, nor is what it waits for.
         self.loop = None
         self._wanted = False
-        self._outstanding = 0
+        self._outstanding.clear()
         self._journey = None
         self._carried = []
         self._arrivals = []
         self._failures = []
         self._followed = []
-        self._taking = threading.Lock()
         self._flushing = threading.RLock()
         for command in commands_of(self._take()):
             command.drop(_FORKED)
@@ -504,8 +526,9 @@ class OwnScope(Scope):
             The errors that nobody has looked at, in program order.
         """
         try:
-            while self._in_flight or self._queue:  # again for what map() has called
-                self.flush()
+            for _ in range(_WAVES_AT_END):
+                if self._in_flight or self._queue:
+                    self.flush()
             self.closed = True
             self.flush()  # what another thread has called in the meantime
         finally:
@@ -574,6 +597,7 @@ class _Part(Scope):
         self.parent = parent
         self.stats = parent.stats
         self.closed = False
+        self.lane = parent.lane
         self.held = parent.held
 
     @property
@@ -845,6 +869,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 _SHOWN_FAILURES = 20
+# What functions given to map() have called rides along at a scope's end, wave after wave. The rest,
+# as of a task that was left behind and never stops calling, goes its way outside the scope.
+_WAVES_AT_END = 32
 _PRUNE_AT = 64
 _FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 from redis.asyncio import ConnectionPool
 
-from autobatch.batch import Batch
+from autobatch.batch import Batch, Written
 from autobatch.command import Command, Script
 from autobatch.promise import PENDING, Failure, run_all
 from autobatch.wire import connection as greeted
@@ -267,7 +267,7 @@ class Link:
         self._pool = weakref.ref(pool)
         self._tick = tick
         self._loop = tick.loop
-        self._timeout: float | None = pool.connection_kwargs.get("socket_timeout")
+        self._timeout: float | None = None  # the connection's own, once there is one
         self._waiting: collections.deque[_Flight] = collections.deque()
         self._sent: collections.deque[_Flight] = collections.deque()
         self._in_flight = 0
@@ -410,9 +410,10 @@ class Link:
         flights = list(self._sent)
         self._sent.clear()
         self._in_flight = 0
-        for flight in flights:
+        later = Written()
+        for flight in reversed(flights):
             # What the transport has taken may have been sent: it does not tell.
-            flight.batch.abort(flight.replies, _EVERYTHING, cause)
+            flight.batch.abort(flight.replies, _EVERYTHING, cause, later)
         self._again(flights, cause)
         self.pump()
         self._go_on()
@@ -463,6 +464,7 @@ class Link:
             return
         self._connection = connection
         self._retries = connection.retry.get_retries()
+        self._timeout = connection.socket_timeout
         self._receiver = _Receiver(self)
         self._transport, self._reader = greeted.take_over(connection, self._receiver)
         self.pump()
