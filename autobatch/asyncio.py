@@ -14,7 +14,7 @@ from redis.commands.core import AsyncScript
 
 from autobatch.aside import aside, aside_module
 from autobatch.command import Command
-from autobatch.funnel import Funnel, twin_of, without_futures
+from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import AsyncFuture
 from autobatch.scope import (
     Scope,
@@ -140,7 +140,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         if not isinstance(scope, StrayScope):
             await scope.astep_aside()
         await astep_aside(self._wire)
-        if str(args[0]).upper().startswith("HIMPORT"):  # its connection has to be prepared first
+        if names_himport(args[0]):
             return await super().execute_command(*args, **options)
         command = self._command(Command, args, options, None)
         if self.single_connection_client:
@@ -209,7 +209,8 @@ class EagerRedis(Redis):
 
     @property
     def batching(self) -> Redis:
-        return self._origin if isinstance(self._origin, Redis) else self
+        origin: Redis = self._origin
+        return origin
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return self._eagerly(args, options)

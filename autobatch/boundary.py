@@ -38,9 +38,10 @@ _passages: ContextVar[tuple[_Entered, ...]] = ContextVar("autobatch.passages", d
 class _Entered:
     """One passage through a boundary."""
 
-    __slots__ = ("_discard", "_own", "_part", "_token", "scope")
+    __slots__ = ("_discard", "_own", "_part", "_token", "left", "scope")
 
     def __init__(self, boundary: Boundary, outer: Scope | None, lane: int | None = None) -> None:
+        self.left = False
         self._own: OwnScope | None = None
         self._part: AtomicPart | DiscardingPart | None = None
         self._discard = boundary.on_error == "discard"
@@ -97,6 +98,7 @@ class _Entered:
 
     def _prepare_end(self, error: BaseException | None) -> OwnScope | None:
         """Return the scope that has to be closed, if this passage opened one."""
+        self.left = True
         if self._part is not None:
             self._part.leave(error)
         if self._own is not None and error is not None and self._discard:
@@ -145,7 +147,7 @@ class Boundary:
 
     def _remember(self, entered: _Entered) -> Scope:
         self._entered.append(entered)
-        _passages.set((*_passages.get(), entered))
+        _passages.set((*(one for one in _passages.get() if not one.left), entered))
         return entered.scope
 
     def _recall(self) -> _Entered:
@@ -155,6 +157,8 @@ class Boundary:
                 self._entered.remove(entered)
                 _passages.set(tuple(other for other in passages if other is not entered))
                 return entered
+        if not self._entered:
+            raise RuntimeError("this block was left, but never entered")
         return self._entered.pop()  # entered in another context, as fixtures and generators may
 
     def _enter(self) -> _Entered:
@@ -338,6 +342,9 @@ def batch(
         max_bytes: likewise, when they hold so many bytes.
 
     Raises:
+        ValueError: `on_error` is neither, or a limit is less than 1.
+        AutobatchError: a scope of its own was to be opened inside an atomic block.
+        NotReady: a value was needed inside its own atomic block.
         Exception: at the end of the outermost scope, the first error of a command that nobody
             has looked at; the others are its notes.
     """

@@ -11,7 +11,7 @@ from redis.connection import ConnectionPool
 
 from autobatch.aside import aside, aside_module
 from autobatch.command import Command
-from autobatch.funnel import Funnel, twin_of, without_futures
+from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import unwrap
 from autobatch.scope import Scope, current, step_aside
 from autobatch.wire.sync import Wire
@@ -69,7 +69,7 @@ class Redis(Funnel, redis.Redis):
     # redis-py would send a write again whose reply was lost; our own wire does not.
     def _execute_command(self, *args: Any, **options: Any) -> Any:
         args = without_futures(args)
-        if self._caches or _names_himport(args[0]):
+        if self._caches or names_himport(args[0]):
             return super()._execute_command(*args, **options)
         command = self._command(Command, args, options, None)
         value = self._wire.call(command)
@@ -157,14 +157,9 @@ class EagerRedis(Redis):
 
     @property
     def batching(self) -> Redis:
-        return self._origin if isinstance(self._origin, Redis) else self
+        origin: Redis = self._origin
+        return origin
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()
         return super(Redis, self).execute_command(*args, **options)
-
-
-def _names_himport(name: Any) -> bool:
-    # Its connection has to be prepared first, which redis-py does.
-    text = name if isinstance(name, str) else bytes(name).decode("latin-1")
-    return text.upper().startswith("HIMPORT")

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from autobatch.errors import NotSent, OutcomeUnknown
-from autobatch.promise import PENDING, Failure, Origin, Owner, Promise
+from autobatch.promise import PENDING, Failure, Origin, Owner, Promise, without_frame
 
 
 class Travel(enum.Enum):
@@ -150,7 +150,7 @@ SCRIPT|FLUSH SCRIPT|KILL SCRIPT|LOAD SHUTDOWN SLAVEOF SWAPDB SYNC
 # Every subcommand of these travels alone.
 _ALONE_CONTAINERS = frozenset({"ACL", "CLIENT", "CLUSTER", "DEBUG", "HIMPORT", "MODULE"})
 
-# What replaces a script's digest by its source: see Batch.seal.
+# What replaces a script's digest by its source: see Batch._carry_scripts.
 _SCRIPT_BY_DIGEST = {"EVALSHA": "EVAL", "EVALSHA_RO": "EVAL_RO"}
 
 
@@ -289,6 +289,7 @@ class Command(Promise):
             try:
                 reply = self.callback(reply, **options) if options else self.callback(reply)
             except BaseException as error:
+                without_frame(error)
                 self.fail(error)
                 if isinstance(error, (KeyboardInterrupt, SystemExit)):
                     raise

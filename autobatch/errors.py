@@ -26,7 +26,7 @@ class PendingAttribute(NotReady, AttributeError):
 
 
 class _Undelivered(AutobatchError, RedisConnectionError):
-    """A command without a reply. Also what caused it: see `_caused_by`."""
+    """A command without a reply; its class is also that of its cause: see `_with_cause`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class may have been made by `_with_cause`, so pickle cannot find it by its name.

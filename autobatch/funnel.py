@@ -154,6 +154,12 @@ def without_futures(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple([bytes(a) if isinstance(a, (bytearray, memoryview)) else a for a in plain])
 
 
+def names_himport(name: Any) -> bool:
+    """Return whether a command needs its connection prepared first, which redis-py does."""
+    text = name if isinstance(name, str) else bytes(name).decode("latin-1")
+    return text.upper().startswith("HIMPORT")
+
+
 def _digest(args: tuple[Any, ...]) -> str:
     digest = args[1] if len(args) > 1 else ""
     return (digest.decode("latin-1") if isinstance(digest, bytes) else str(digest)).lower()

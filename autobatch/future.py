@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from autobatch.errors import NotReady, PendingAttribute
-from autobatch.promise import PENDING, Failure, Origin, Promise
+from autobatch.promise import PENDING, Failure, Origin, Promise, without_frame
 
 T = TypeVar("T")
 
@@ -395,6 +395,7 @@ class _Mapped(Promise):
         try:
             result = self._context.run(self._function, source.outcome)
         except BaseException as error:
+            without_frame(error)
             failure = Failure(error, self)
             self.owner.remember(failure)
             self._settle(failure)

@@ -55,6 +55,12 @@ def run_all(functions: Iterable[Callable[[], object]]) -> None:
         raise interrupted
 
 
+def without_frame(error: BaseException) -> None:
+    """Take the frame that caught an error out of its traceback: it holds what holds the error."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+
+
 class Origin:
     """Where a promise comes from: what can be told of it when it is gone.
 
@@ -117,7 +123,9 @@ class Failure:
 
     def summary(self) -> str:
         """Return the error and where it comes from, in one line."""
-        return f"{type(self.error).__name__}: {self.error} ({self.origin.note()})"
+        # The server repeats the arguments of a command that it does not know.
+        text = str(self.error).partition(", with args beginning with")[0]
+        return f"{type(self.error).__name__}: {text} ({self.origin.note()})"
 
     def throw(self) -> NoReturn:
         """Raise a copy of the error.
@@ -229,7 +237,3 @@ class Promise:
     def origin(self) -> Origin:
         """Return what can be told of this when it is gone."""
         return Origin(self.describe(), self.number)
-
-    def note(self) -> str:
-        """Return what to tell of this in an error."""
-        return self.origin().note()

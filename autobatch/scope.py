@@ -78,6 +78,8 @@ class Scope(abc.ABC):
     def flush(self) -> None:
         """Send what waits, now, and settle its Futures. Errors stay in their Futures.
 
+        The commands of asyncio clients are handed over, and settle when their replies come.
+
         Raises:
             NotReady: the scope is an atomic block, which is sent as a whole at its end.
         """
@@ -227,14 +229,17 @@ class OwnScope(Scope):
     def flush(self) -> None:
         if self._process is not _process:
             self.forked()
-        if self._in_flight or self._queue:
+        if self._in_flight or self._carried or self._queue:
             if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
-                if all(entry.wire.asynchronous for entry in self._queue):
+                if not self._in_flight and not self._carried and self._all_asynchronous():
                     self.dispatch()  # there is nothing to wait for
                     return
                 _warn_of_blocking()
             with self._flushing:
                 self._send()
+
+    def _all_asynchronous(self) -> bool:
+        return all(entry.wire.asynchronous for entry in self._queue)
 
     def step_aside(self) -> None:
         self.flush()
@@ -264,10 +269,9 @@ class OwnScope(Scope):
         """Send what waits; return whether there was anything. The caller holds `_flushing`."""
         nested, self._in_flight = self._in_flight, True  # before the queue looks empty
         try:
-            if self._carried:  # taken by a thread that has not started yet
-                carried, self._carried = self._carried, []
-                self._exchange(carried)
-                return True
+            # What a thread was to exchange that has not started yet comes first.
+            carried, self._carried = self._carried, []
+            self._exchange(carried)
             waves = self._depart()
             try:
                 for wave in waves:
@@ -279,7 +283,7 @@ class OwnScope(Scope):
             self._in_flight = nested
             if self._followed:
                 self._run_callbacks()
-        return bool(waves)
+        return bool(carried or waves)
 
     def _exchange(self, batches: list[Batch]) -> None:
         if batches:
@@ -527,7 +531,7 @@ class OwnScope(Scope):
         """
         try:
             for _ in range(_WAVES_AT_END):
-                if self._in_flight or self._queue:
+                if self._in_flight or self._carried or self._queue:
                     self.flush()
             self.closed = True
             self.flush()  # what another thread has called in the meantime
@@ -542,10 +546,10 @@ class OwnScope(Scope):
         if not self._failures:
             return []
         failures, self._failures = self._failures, []
-        distinct = {id(failure): failure for failure in failures if not failure.seen}
-        for failure in distinct.values():
+        failures = [failure for failure in failures if not failure.seen]
+        for failure in failures:
             failure.seen = True
-        return sorted(distinct.values(), key=lambda failure: failure.origin.number)
+        return sorted(failures, key=lambda failure: failure.origin.number)
 
 
 class StrayScope(OwnScope):
@@ -820,7 +824,7 @@ def surface(failures: list[Failure], error: BaseException | None = None) -> None
     if not failures:
         return
     if isinstance(error, asyncio.CancelledError):
-        log_unseen(failures)  # nobody will see its notes
+        log_unseen(failures, "a cancelled scope")  # nobody will see its notes
         return
     first = failures[0].error if error is None else error
     rest = failures if error is not None else failures[1:]
@@ -834,7 +838,7 @@ def surface(failures: list[Failure], error: BaseException | None = None) -> None
         failures[0].throw()
 
 
-def log_unseen(failures: list[Failure], where: str = "a cancelled scope") -> None:
+def log_unseen(failures: list[Failure], where: str) -> None:
     """Log errors that nobody has looked at, where they cannot be raised any more."""
     for failure in failures:
         logger.error("unseen error in %s: %s", where, failure.summary(), exc_info=failure.error)

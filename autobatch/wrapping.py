@@ -30,7 +30,8 @@ def wrap(
 
     Args:
         client: a `redis.Redis` or `redis.asyncio.Redis`, or one of a subclass, such as Sentinel's
-            `master_for` makes. A client that batches already is returned as it is.
+            `master_for` makes. A client that batches already is returned as it is,
+            and for an eager view the client that it shows.
 
     Raises:
         TypeError: it is anything else.

@@ -238,7 +238,7 @@ def test_describe_shows_no_secret(args, spell):
     """Whatever may be a secret stays out of messages, in any spelling of the command."""
     name, *rest = args
     spelt = command(spell(name), *rest)
-    for text in (spelt.describe(), spelt.note()):
+    for text in (spelt.describe(), spelt.origin().note()):
         assert SECRET not in text.lower()
 
 
@@ -339,7 +339,7 @@ def line_here():
 
 def noted(future):
     """Return where the command behind `future` says that it was called."""
-    return promise_of(future).note().partition(" queued at ")[2]
+    return promise_of(future).origin().note().partition(" queued at ")[2]
 
 
 def test_the_note_names_the_line_that_called():
@@ -364,9 +364,9 @@ def test_the_note_names_the_line_that_called():
 
 def test_a_command_without_a_caller_has_a_note():
     """One that ran outside a scope raises right there; its note is its description."""
-    assert command("GET", "a").note() == "GET a"
+    assert command("GET", "a").origin().note() == "GET a"
     here = command("GET", "a", caller=inspect.currentframe())
-    assert here.note().startswith("GET a, queued at ")
+    assert here.origin().note().startswith("GET a, queued at ")
 
 
 def test_the_calling_frame_is_the_first_outside_the_libraries():

@@ -182,4 +182,4 @@ def test_callbacks_added_while_settling_run_once():
 def test_a_promise_without_a_name_describes_itself(keeper):
     """The base class has something to say in messages."""
     promise = keeper.promise(1)
-    assert (promise.describe(), promise.note()) == ("value", "value")
+    assert (promise.describe(), promise.origin().note()) == ("value", "value")

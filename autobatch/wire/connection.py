@@ -219,18 +219,10 @@ async def exchange_one(connection: Any, command: Command) -> None:
             reply = await connection.retry.call_with_retry(attempt, forget_failure)
         else:
             reply = await attempt()
-    except BaseException as error:
-        command.outcome_unknown(
-            "cancelled" if _is_cancelled(error) else "connection failure", error
-        )
-        if not isinstance(error, Exception):
-            raise
+    except (redis.RedisError, OSError) as error:
+        command.outcome_unknown("connection failure", error)
     else:
         command.settle(reply)
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    return isinstance(error, asyncio.CancelledError)
 
 
 def take_over(connection: Any, protocol: asyncio.BaseProtocol) -> tuple[Any, Any]:

@@ -116,7 +116,7 @@ class _Flight:
     def acquire(self) -> None:
         try:
             self.connection = self._wire.acquire()
-        except Exception as error:
+        except (redis.RedisError, OSError) as error:
             self.failure = error
 
     def write(self) -> None:
@@ -140,7 +140,7 @@ class _Flight:
             link.read(self.connection, self._count, self._raw, self.replies)
         except link.UnexpectedReply:
             self.connection.disconnect()
-        except Exception as error:
+        except redis.RedisError as error:
             self.failure = error
             return
         if isinstance(self.replies[0], redis.ConnectionError):
@@ -263,7 +263,7 @@ def _send_again(flight: _Flight) -> int:
 
     try:
         connection.retry.call_with_retry(attempt, lambda _: None)
-    except Exception as error:
+    except (redis.RedisError, OSError) as error:
         batch.give_up(error)
     except BaseException as error:
         batch.give_up(error)

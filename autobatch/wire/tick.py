@@ -11,6 +11,8 @@ import asyncio
 import weakref
 from typing import Any, Protocol
 
+from autobatch.promise import run_all
+
 
 class Dispatcher(Protocol):
     """What can hand its waiting commands over to the connections: a scope."""
@@ -60,16 +62,14 @@ class Tick:
         dispatchers, self._dispatchers = self._dispatchers, []
         self._ending = True
         try:
-            for dispatcher in dispatchers:
-                dispatcher.dispatch()
+            run_all(dispatcher.dispatch for dispatcher in dispatchers)
         finally:
             self._ending = False
             self._write()
 
     def _write(self) -> None:
         pumps, self._pumps = self._pumps, {}
-        for pump in pumps:
-            pump.pump()
+        run_all(pump.pump for pump in pumps)
 
 
 def tick_of(loop: asyncio.AbstractEventLoop) -> Tick:
