@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import httpx
 
-from autobatch.testing import Proxy
+from autobatch.testing import Proxy, free_port
 
 T = TypeVar("T")
 
@@ -53,6 +53,14 @@ class Site:
         except AssertionError:
             raise AssertionError(f"{text!r} is not in the log:\n{self.log}") from None
 
+    def answers(self) -> bool:
+        """Return whether it answers, whatever it says: granian tells its port before it listens."""
+        try:
+            self.get("/")
+        except httpx.ConnectError:
+            return False
+        return True
+
     def forget(self) -> None:
         """Begin anew: forget the log, and what was counted on the wire."""
         self._forgotten = len(self._log.read_text())
@@ -88,8 +96,24 @@ def serve(*command: str, redis_port: int, cwd: Path = TESTS) -> Iterator[Site]:
         stack.callback(_end, process)
         site = Site(_address(process, log), proxy, log)
         stack.enter_context(site.http)
-        site.get("/")  # waits until it answers, whatever it says
+        eventually(site.answers)
         yield site
+
+
+# By name: what runs an application there.
+ASGI_SERVERS: dict[str, Callable[[str], list[str]]] = {
+    "uvicorn": lambda app: ["uvicorn", app, "--port", "0"],
+    "hypercorn": lambda app: ["hypercorn", app, "--bind", "127.0.0.1:0"],
+    # It says the port that it was asked for, so that cannot be 0.
+    "granian": lambda app: ["granian", "--interface", "asgi", "--port", str(free_port()), app],
+}
+
+
+def serve_asgi(
+    server: str, app: str, *, redis_port: int
+) -> contextlib.AbstractContextManager[Site]:
+    """Run an application under one of `ASGI_SERVERS`, as `serve` does."""
+    return serve(*ASGI_SERVERS[server](app), redis_port=redis_port)
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

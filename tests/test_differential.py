@@ -8,124 +8,26 @@ and leave the same keys behind.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import autobatch
-
-KEYS = st.sampled_from(["a", "b", "c", "d"])
-MEMBERS = st.sampled_from(["x", "y", "z", "1", "2"])
-NUMBERS = st.integers(-3, 9)
-INCREMENT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """Call a method of the client; a `Result` among the arguments stands for that reply."""
-
-    method: str
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The reply of an earlier call, counted from the latest."""
-
-    back: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """Look at the reply of an earlier call."""
-
-    back: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A scope around some steps; `fails` makes it end by an exception."""
-
-    steps: tuple[Any, ...]
-    join: bool
-    decorator: bool
-    fails: bool
-
-
-class Boom(Exception):
-    """How a block fails."""
-
-
-def calls() -> st.SearchStrategy[Call]:
-    argument = st.one_of(MEMBERS, NUMBERS, st.builds(Result, st.integers(0, 3)))
-
-    def call(method: str, *args: Any, **kwargs: Any) -> st.SearchStrategy[Call]:
-        keywords = st.tuples(*(st.tuples(st.just(k), v) for k, v in kwargs.items()))
-        return st.builds(Call, st.just(method), st.tuples(*args), keywords)
-
-    return st.one_of(
-        call("set", KEYS, argument),
-        call("set", KEYS, argument, nx=st.booleans(), get=st.booleans()),
-        call("get", KEYS),
-        call("incrby", KEYS, NUMBERS),
-        call("append", KEYS, argument),
-        call("getrange", KEYS, st.just(0), NUMBERS),
-        call("mget", KEYS, KEYS),
-        call("delete", KEYS, KEYS),
-        call("exists", KEYS, KEYS),
-        call("type", KEYS),
-        call("rename", KEYS, KEYS),
-        call("hset", KEYS, MEMBERS, argument),
-        call("hincrby", KEYS, MEMBERS, NUMBERS),
-        call("hgetall", KEYS),
-        call("hdel", KEYS, MEMBERS),
-        call("rpush", KEYS, argument, argument),
-        call("lpop", KEYS),
-        call("lrange", KEYS, st.just(0), NUMBERS),
-        call("lmove", KEYS, KEYS),
-        call("sadd", KEYS, argument, MEMBERS),
-        call("smembers", KEYS),
-        call("sinter", KEYS, KEYS),
-        call("zadd", KEYS, st.dictionaries(MEMBERS, NUMBERS, min_size=1)),
-        call("zincrby", KEYS, NUMBERS, MEMBERS),
-        call("zrange", KEYS, st.just(0), st.just(-1), withscores=st.booleans()),
-        call("zrank", KEYS, MEMBERS),
-        call("xadd", KEYS, st.dictionaries(MEMBERS, NUMBERS, min_size=1), id=st.just("*-x")),
-        call("xadd", KEYS, st.just({"f": "v"}), id=st.sampled_from(["1-1", "2-1", "3-1"])),
-        call("xlen", KEYS),
-        call("xrange", KEYS),
-        call("xread", st.dictionaries(KEYS, st.just("0"), min_size=1)),
-        call("eval", st.just(INCREMENT), st.just(1), KEYS, NUMBERS),
-        call("script", KEYS, NUMBERS),
-        call("script", KEYS, NUMBERS),
-        call("script after a flush", KEYS, NUMBERS),
-        call("execute_command", st.just("GET")),  # a wrong number of arguments
-        call("execute_command", st.just("object encoding"), KEYS),
-        call("pipeline", KEYS, argument),
-        call("blpop", KEYS, timeout=st.just(0.01)),
-    )
-
-
-def steps() -> st.SearchStrategy[tuple[Any, ...]]:
-    leaf = st.one_of(calls(), calls(), st.builds(Look, st.integers(0, 3)))
-
-    def block(step: st.SearchStrategy[Any]) -> st.SearchStrategy[Block]:
-        some = st.lists(step, min_size=2, max_size=10).map(tuple)
-        return st.builds(Block, some, st.booleans(), st.booleans(), st.sampled_from([0, 0, 0, 1]))
-
-    inner = block(leaf)
-    outer = block(st.one_of(leaf, leaf, leaf, inner))
-    return st.lists(st.one_of(leaf, outer, outer), min_size=1, max_size=4).map(tuple)
-
-
-# They run at the call in a scope too, so their errors are raised there: blocking commands, and
-# XREAD, whose method looks at its own reply in newer versions of redis-py. Both runs look, too.
-AT_ONCE = {"blpop", "xread"}
+from programs_of_steps import (
+    AT_ONCE,
+    INCREMENT,
+    Block,
+    Boom,
+    Call,
+    Result,
+    also_failed,
+    keyspace,
+    prepare,
+    steps,
+    told,
+)
 
 
 class Run:
@@ -186,10 +88,6 @@ class Run:
 
     def block(self, block: Block) -> None:
         raise NotImplementedError
-
-
-def told(error: Exception) -> tuple[str, Any]:
-    return "error", (type(error).__name__, str(error))
 
 
 class PlainRun(Run):
@@ -265,22 +163,6 @@ class BatchedRun(Run):
             raise Boom
 
 
-def also_failed(error: Exception) -> int:
-    return sum(note.startswith("Also failed") for note in getattr(error, "__notes__", ()))
-
-
-def keyspace(client: redis.Redis) -> dict[str, Any]:
-    read = {
-        "string": client.get,
-        "hash": client.hgetall,
-        "list": lambda key: client.lrange(key, 0, -1),
-        "set": client.smembers,
-        "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
-        "stream": client.xrange,
-    }
-    return {key: read[client.type(key)](key) for key in sorted(client.keys())}
-
-
 @pytest.fixture(scope="module")
 def databases(server):
     """Two databases: one for the plain run, one for the batched run."""
@@ -291,7 +173,7 @@ def databases(server):
 
 
 @settings(
-    max_examples=1000,
+    max_examples=500,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -299,12 +181,8 @@ def databases(server):
 @given(program=steps())
 def test_a_program_means_the_same_batched(databases, program):
     plain, batching = databases
-    for client in (plain, batching):
-        client.flushdb()
-        client.set("a", "5")
-        client.hset("b", "x", "1")
-        client.rpush("c", "x", "y")
-        client.zadd("d", {"x": 1})
+    for client in databases:
+        prepare(client)
     expected = PlainRun(plain).run(program)
     assert BatchedRun(batching).run(program) == expected
     assert keyspace(batching.eager) == keyspace(plain)

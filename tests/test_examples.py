@@ -60,8 +60,8 @@ def example(proxy, client, monkeypatch):
 
 def test_these_are_all():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    # The two applications are served by test_starlette.py and test_flask.py.
-    assert modules == {*NAMES, "__init__", "server", "flask_app", "starlette_app"}
+    # The applications are served by test_starlette.py, test_flask.py and test_asgi_asyncio.py.
+    assert modules == {*NAMES, "__init__", "server", "asyncio_app", "flask_app", "starlette_app"}
 
 
 @pytest.mark.parametrize("name", NAMES)
