@@ -1,10 +1,20 @@
-"""A shop page of 54 Redis calls, served in three ways: `make run`."""
+"""A shop page of 54 Redis calls, served in six ways: `make run`."""
 
 REQUESTS = 50  # of each page are measured
 
-WAYS = {
-    "/plain": "plain redis-py",
-    "/pipeline": "hand-written pipeline",
-    "/autobatch": "autobatch",
+GROUPS = {
+    "Synchronous": {
+        "/plain": "plain redis-py",
+        "/pipeline": "hand-written pipeline",
+        "/autobatch": "autobatch",
+    },
+    "asyncio": {
+        "/asyncio/plain": "plain redis.asyncio",
+        "/asyncio/pipeline": "redis.asyncio pipeline",
+        "/asyncio/autobatch": "autobatch.asyncio",
+    },
 }
-"""The address of each page, and how it calls Redis. Each has a database of its own: 0, 1, 2."""
+"""The address of each page, and how it calls Redis. The plain way comes first."""
+
+WAYS = {path: name for ways in GROUPS.values() for path, name in ways.items()}
+"""All of them. Each has a database of its own: 0, 1, 2, …"""

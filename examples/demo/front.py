@@ -1,4 +1,4 @@
-"""What the shop's front page shows: the three ways to get it fill in the same form.
+"""What the shop's front page shows: all ways to get it fill in the same form.
 
 A value is what redis-py returned, or autobatch's Future of it. Text is `Any`: redis-py's types
 allow bytes, which a client with `decode_responses=True` never returns.

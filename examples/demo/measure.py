@@ -9,7 +9,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
-from examples.demo import WAYS
+from examples.demo import GROUPS, WAYS
 from examples.demo.link import Link, RoundTrip
 
 
@@ -63,8 +63,11 @@ def visit(path: str, port: int, link: Link) -> Visit:
     )
 
 
-def measure(port: int, link: Link, times: int) -> list[Row]:
+def measure(port: int, link: Link, times: int) -> dict[str, list[Row]]:
     """Visit the pages in turn, so that all of them meet the same machine.
+
+    Returns:
+        The rows of each group.
 
     Raises:
         RuntimeError: they do not show the same.
@@ -72,7 +75,10 @@ def measure(port: int, link: Link, times: int) -> list[Row]:
     rounds = [_visit_each(port, link)]  # connects, warms up
     gc.freeze()  # or a full collection, of all that was imported, adds 25 ms to some request
     rounds += [_visit_each(port, link) for _ in range(times)]
-    return [_summary(path, [visits[path] for visits in rounds[1:]]) for path in WAYS]
+    return {
+        group: [_summary(path, [visits[path] for visits in rounds[1:]]) for path in ways]
+        for group, ways in GROUPS.items()
+    }
 
 
 def _visit_each(port: int, link: Link) -> dict[str, Visit]:
@@ -98,14 +104,15 @@ def _summary(path: str, visits: list[Visit]) -> Row:
     )
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows as text; the last column compares the p50 with the first row's."""
+def table(groups: dict[str, list[Row]]) -> str:
+    """Return the rows as text; the last column compares the p50 with the plain one's."""
     lines = [
         f"{'':24}{'round trips':>12}{'commands':>10}{'p50 ms':>9}{'p99 ms':>9}{'of plain':>10}"
     ]
     lines += [
         f"{row.name:24}{row.round_trips:12}{row.commands:10}{row.p50:9.1f}{row.p99:9.1f}"
         f"{row.p50 / rows[0].p50:10.1%}"
+        for rows in groups.values()
         for row in rows
     ]
     return "\n".join(lines)

@@ -13,15 +13,20 @@ from examples.demo.page import document, plural
 _MOST_TICKS = 7
 
 
-def render(rows: list[Row], delay: float) -> str:
+def render(groups: dict[str, list[Row]], delay: float) -> str:
     """Return the page; `delay` is what the link takes each way, in milliseconds."""
+    rows = [row for group in groups.values() for row in group]
     scale = _Scale(max(1000 * row.median.seconds for row in rows))
-    lanes = "".join(_lane(row.path, row.median, scale) for row in rows)
+    lanes = "".join(
+        f'<section class="group"><h2>{escape(name)}</h2>'
+        f"{''.join(_lane(row.path, row.median, scale) for row in group)}</section>"
+        for name, group in groups.items()
+    )
     return document(
-        "One page, three ways",
+        "One page, six ways",
         f"""
 <header>
-<h1>One page, three ways to call Redis</h1>
+<h1>One page, six ways to call Redis</h1>
 <p>The same shop page of {rows[0].commands} Redis calls, with Valkey {delay:g} ms away. Each bar is
 one round trip of a real request, the median one of {REQUESTS}.</p>
 </header>
@@ -29,7 +34,7 @@ one round trip of a real request, the median one of {REQUESTS}.</p>
 {scale.axis()}
 <p class="legend"><i class="trip"></i> a round trip <i class="request"></i> the request around
 it</p>
-{_table(rows)}
+{_table(groups)}
 <footer>Round trips are counted on the wire. The {REQUESTS} requests of each page were made
 in turn, when the demo started.</footer>
 """,
@@ -74,16 +79,16 @@ def _lane(path: str, visit: Visit, scale: _Scale) -> str:
         f"{1000 * visit.seconds:.1f} ms"
     )
     bars = "".join(
-        f'<rect class="trip" x="{scale.percent(1000 * one.started)}" y="12" height="32" '
+        f'<rect class="trip" x="{scale.percent(1000 * one.started)}" y="10" height="24" '
         f'width="{scale.percent(1000 * (one.ended - one.started))}">'
         f"<title>{escape(_tooltip(one))}</title></rect>"
         for one in visit.round_trips
     )
     return f"""
 <section class="lane">
-<h2><a href="{path}">{escape(WAYS[path])}</a> <span>{facts}</span></h2>
-<svg height="56" role="img" aria-label="{escape(facts)}">{scale.grid()}
-<rect class="request" x="0" y="6" height="44" width="{scale.percent(1000 * visit.seconds)}"/>
+<h3><a href="{path}">{escape(WAYS[path])}</a> <span>{facts}</span></h3>
+<svg height="44" role="img" aria-label="{escape(facts)}">{scale.grid()}
+<rect class="request" x="0" y="5" height="34" width="{scale.percent(1000 * visit.seconds)}"/>
 {bars}</svg>
 </section>"""
 
@@ -94,12 +99,17 @@ def _tooltip(one: RoundTrip) -> str:
     return f"{first}{more}: {1000 * (one.ended - one.started):.2f} ms"
 
 
-def _table(rows: list[Row]) -> str:
-    lines = "".join(
+def _table(groups: dict[str, list[Row]]) -> str:
+    bodies = "".join(f"<tbody>{_lines(rows)}" for rows in groups.values())
+    return (
+        "<table><thead><tr><th><th>round trips<th>commands<th>p50 ms<th>p99 ms<th>of plain"
+        f"{bodies}</table>"
+    )
+
+
+def _lines(rows: list[Row]) -> str:
+    return "".join(
         f"<tr><th>{escape(row.name)}<td>{row.round_trips}<td>{row.commands}<td>{row.p50:.1f}"
         f"<td>{row.p99:.1f}<td>{row.p50 / rows[0].p50:.1%}"
         for row in rows
-    )
-    return (
-        f"<table><tr><th><th>round trips<th>commands<th>p50 ms<th>p99 ms<th>of plain{lines}</table>"
     )

@@ -20,6 +20,11 @@ REPLIES_OF_CARD = 10
 
 def front(redis: Redis, visitor: str) -> Front:
     pipe = redis.pipeline(transaction=False)
+    queue_front(pipe, visitor)
+    return read_front(pipe.execute())
+
+
+def queue_front(pipe: Pipeline, visitor: str) -> None:
     queue_basket(pipe, visitor)
     queue_session(pipe, visitor)
     queue_count(pipe, f"requests:{visitor}", MINUTE)
@@ -31,7 +36,8 @@ def front(redis: Redis, visitor: str) -> Front:
     for tea in SHELF:
         queue_card(pipe, tea, visitor)
 
-    replies = pipe.execute()
+
+def read_front(replies: list[Any]) -> Front:
     _, basket, basket_seconds, session, _, requests, _, _, _, visitors = replies[:10]
     categories, notice, bestsellers, recently_seen = replies[10:REPLIES_OF_FRONT]
     return Front(

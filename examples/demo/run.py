@@ -53,11 +53,11 @@ def run(delay: float, port: int, *, once: bool) -> None:
         server = stack.enter_context(serve(app, listener))
 
         print(f"The same page, {REQUESTS} requests each, over a link of {delay:g} ms each way.\n")
-        rows = measure(port, link, REQUESTS)
-        print(table(rows), flush=True)
+        groups = measure(port, link, REQUESTS)
+        print(table(groups), flush=True)
         if once:
             return
-        add_index(app, picture.render(rows, delay))
+        add_index(app, picture.render(groups, delay))
         print(f"\n{'the picture':24}http://{HOST}:{port}/")
         for path, name in WAYS.items():
             print(f"{name:24}http://{HOST}:{port}{path}")
@@ -91,7 +91,7 @@ def hold_interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def serve(app: Starlette, listener: socket.socket) -> Iterator[threading.Thread]:
     """Serve in a thread, which ends with the block."""
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

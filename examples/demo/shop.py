@@ -1,7 +1,7 @@
 """The shop: small functions that call Redis where they need it. None of them takes a pipe.
 
-This one class serves two of the three pages. With redis-py's client every call is a round trip;
-with autobatch's they all share one.
+This one class serves three pages. With redis-py's client every call is a round trip; with
+autobatch's, also with the one for asyncio, they all share one.
 """
 
 from __future__ import annotations
