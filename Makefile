@@ -35,6 +35,7 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m bench $(ARGS)
 
 examples: $(VENV)/ready

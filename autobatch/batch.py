@@ -130,6 +130,14 @@ class Batch:
         self._usual = usual
         self._sent: set[Entry] = set()
 
+    def portions(self, size: int) -> list[Batch]:
+        """Return batches of at most `size` entries that take over this one's, in order."""
+        entries = self.entries
+        if len(entries) <= size:
+            return [self]
+        starts = range(0, len(entries), size)
+        return [Batch(self.wire, entries[i : i + size], usual=self._usual) for i in starts]
+
     def commands(self) -> list[Command]:
         """Return the commands of `entries`, those inside transactions too, in program order."""
         usual: Any = self.entries

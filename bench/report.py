@@ -7,11 +7,12 @@ import datetime as dt
 import json
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import redis
 
+from bench import web
 from bench.harness import Result, Spread
 
 
@@ -26,8 +27,19 @@ def machine(port: int) -> dict[str, str]:
         "autobatch": version("redis-autobatch"),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),
+        "coredis": _version("coredis"),
+        "valkey-glide": _version("valkey-glide"),
+        "starlette": version("starlette"),
+        "uvicorn": version("uvicorn"),
         "server": f"{server['server_name']} {server['valkey_version']}",
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu() -> str:
@@ -36,11 +48,17 @@ def _cpu() -> str:
     return model.strip() or platform.machine()
 
 
-def as_json(command: str, machine: dict[str, str], results: Sequence[Result]) -> str:
+def as_json(
+    command: str,
+    machine: dict[str, str],
+    results: Sequence[Result],
+    applications: Sequence[web.Result],
+) -> str:
     document = {
         "command": command,
         "machine": machine,
         "benchmarks": [dataclasses.asdict(result) for result in results],
+        "applications": [dataclasses.asdict(result) for result in applications],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -69,6 +87,7 @@ def table(result: Result) -> str:
     for first, *others in rows:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(["", first.ljust(widths[0]), *cells]))
+    lines += [f"  {name}: not measured: {why}" for name, why in result.unavailable.items()]
     return "\n".join(lines)
 
 

@@ -555,6 +555,24 @@ async def test_awaited_in_another_threads_loop(client, plain):
 
 
 @in_loop
+async def test_called_in_a_thread(client, proxy, plain):
+    """In the scope it joins; without one it is a coroutine for a loop of that thread."""
+
+    @batch
+    def increment():
+        return client.incr("n")
+
+    async with batch():
+        future = await asyncio.to_thread(increment)
+        client.incr("n")
+        assert await future == 1
+    assert proxy.names == [["INCRBY", "INCRBY"]]
+    assert await asyncio.to_thread(lambda: asyncio.run(client.incr("n"))) == 3
+    with pytest.raises(NotSent, match="running event loop"):
+        (await asyncio.to_thread(increment)).value
+
+
+@in_loop
 async def test_in_flight_and_awaited_in_another_threads_loop(server, plain):
     """Who waits there is woken there, and a scope waits here for what was sent there."""
     with FaultyProxy(server) as faults:
@@ -1010,6 +1028,38 @@ async def test_the_loop_runs_while_a_sync_client_waits(server, plain):
             task = asyncio.create_task(release(hold))
         assert future == 1
         await task
+
+
+class HoldRequests(Hold):
+    """Withholds the requests."""
+
+    def request(self, link, data):
+        self.requested.set()
+        self.released.wait(10)
+        link.to_server(data)
+
+    def reply(self, link, data):
+        link.to_client(data)
+
+
+@in_loop
+async def test_the_order_of_flushes_while_a_sync_client_waits(server, client, plain):
+    """What an asyncio client calls meanwhile does not overtake it."""
+    with FaultyProxy(server) as faults, autobatch.Redis(port=faults.port) as sync_client:
+        sync_client.ping()
+        await client.ping()
+        hold = HoldRequests()
+        faults.arm(hold)
+        async with batch() as scope:
+            sync_client.rpush("log", "1")
+            first = asyncio.create_task(scope.aflush())
+            await eventually(hold.requested.is_set)
+            client.rpush("log", "2")
+            second = asyncio.create_task(scope.aflush())
+            await asyncio.sleep(0.01)  # time to overtake
+            hold.released.set()
+            await asyncio.gather(first, second)
+            assert await client.lrange("log", 0, -1) == ["1", "2"]
 
 
 async def release(hold):
@@ -1488,6 +1538,63 @@ async def test_a_client_with_its_own_connection(client, proxy, plain):
             assert await client.get("a") == "1"
     async with client_of(proxy.port, single_connection_client=True) as own:
         assert await own.client_id() == await own.client_id()
+
+
+@in_loop
+async def test_a_client_with_its_own_connection_gives_coroutines(proxy, plain):
+    """As redis-py does: a call runs when it is awaited, on that connection, also in a scope."""
+    async with client_of(proxy.port, single_connection_client=True) as own:
+        mine = await own.client_id()
+        async with batch():
+            call = own.incr("n")
+            assert inspect.iscoroutine(call)
+            assert await call == 1
+        assert await own.client_id() == mine
+
+
+@in_loop
+async def test_a_pool_with_a_limit(server, plain):
+    """The shared connection is none of its connections: with one of them all works."""
+    for kind in (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool):
+        pool = kind(port=server, decode_responses=True, max_connections=1)
+        client = autobatch.asyncio.Redis(connection_pool=pool)
+        assert await client.incr("n")
+        for _ in range(2):
+            got = await asyncio.gather(client.blpop("none", timeout=0.01), client.incr("n"))
+            assert got[0] is None
+            assert await client.pipeline().exists("n").execute() == [1]
+        await client.aclose()
+        await pool.aclose()
+    assert plain.get("n") == "6"
+
+
+@in_loop
+async def test_an_asynchronous_response_callback(client, plain):
+    """It is awaited, as redis-py does; what it raises is the command's error."""
+    plain.set("a", "1")
+
+    async def callback(reply, **options):
+        await asyncio.sleep(0)
+        if reply is None:
+            raise KeyError("nothing")
+        return f"<{reply}>"
+
+    client.set_response_callback("GET", callback)
+    assert await client.get("a") == "<1>"
+    assert await client.eager.get("a") == "<1>"
+    async with batch():
+        coming, other = client.get("a"), client.exists("a")
+        assert await other == 1
+        assert await coming == "<1>"
+    with pytest.raises(KeyError):
+        await client.get("missing")
+
+
+@in_loop
+async def test_awaiting_the_client(proxy):
+    """`await Redis(...)` gives the client, as in redis-py."""
+    client = await client_of(proxy.port)
+    assert await client.ping() is True
 
 
 @in_loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+
+from bench.harness import Benchmark, Unavailable, measure, repeated
+from bench.report import table
 
 ROOT = Path(__file__).parent.parent
 CONTENDERS = {
@@ -25,8 +29,32 @@ CONTENDERS = {
         "hiredis and a socket",
     },
     "lone": {"autobatch", "redis-py"},
+    "asyncio-get50": {
+        "autobatch",
+        "redis.asyncio, pipeline",
+        "redis.asyncio, one by one",
+        "coredis, pipeline",
+        "valkey-glide, batch",
+    },
+    "asyncio-64x10": {
+        "autobatch",
+        "redis.asyncio, pipeline",
+        "redis.asyncio, one by one",
+        "coredis, pipeline",
+        "valkey-glide, batch",
+    },
+    "asyncio-gather50": {"autobatch", "redis.asyncio", "coredis", "valkey-glide"},
+    "asyncio-lone": {"autobatch", "redis.asyncio", "coredis", "valkey-glide"},
     "asgi": {"with BatchMiddleware", "bare application"},
     "wsgi": {"with BatchMiddleware", "bare application"},
+}
+
+
+WAYS = {
+    "autobatch, awaited one by one",
+    "autobatch, gathered",
+    "redis.asyncio, pipeline",
+    "redis.asyncio, one by one",
 }
 
 
@@ -38,14 +66,63 @@ def test_a_quick_run_writes_figures_of_every_contender_and_a_chart(tmp_path):
     written = json.loads((tmp_path / "latest.json").read_text())
     assert written["machine"]["server"].startswith("valkey")
     benchmarks = {result["name"]: result for result in written["benchmarks"]}
-    assert {name: set(result["contenders"]) for name, result in benchmarks.items()} == CONTENDERS
+    assert {
+        name: result["contenders"].keys() | result["unavailable"].keys()
+        for name, result in benchmarks.items()
+    } == CONTENDERS
     for result in benchmarks.values():
+        for name, why in result["unavailable"].items():  # `make bench` alone installs all of them
+            assert name.startswith(("coredis", "valkey-glide"))
+            assert why.startswith("No module named")
         for figures in result["contenders"].values():
             assert all(number > 0 for spread in figures.values() for number in spread.values())
         base = result["contenders"][result["base"]]
         assert base["client_ratio"] == base["wall_ratio"] == {"median": 1, "p10": 1, "p90": 1}
 
+    [application] = written["applications"]
+    assert set(application["ways"]) == WAYS
+    for figures in application["ways"].values():
+        assert figures["rate"] > 0
+        assert figures["cpu"] > 0
+        assert 0 < figures["p50"] <= figures["p99"]
+
     chart = ET.parse(tmp_path / "chart.svg")
     texts = [text.text for text in chart.iter("{http://www.w3.org/2000/svg}text")]
     for result in benchmarks.values():
         assert (result["title"] in texts) == (result["unit"] == "command")
+
+
+def test_a_contender_that_cannot_take_part_is_named_with_the_reason():
+    """Nobody is left out silently."""
+
+    @contextlib.contextmanager
+    def works(port):
+        yield repeated(lambda: port)
+
+    @contextlib.contextmanager
+    def fails(_):
+        raise Unavailable("No module named 'peer'")
+        yield
+
+    contenders = {"works": works, "fails": fails}
+    benchmark = Benchmark("name", "Title", "command", 1, 1000, "works", contenders)
+    result = measure(benchmark, 0, 3)
+    assert set(result.contenders) == {"works"}
+    assert result.unavailable == {"fails": "No module named 'peer'"}
+    assert "  fails: not measured: No module named 'peer'" in table(result).splitlines()
+
+
+def test_contenders_that_do_other_work_are_not_compared():
+    """A benchmark of clients that give different replies says nothing."""
+
+    @contextlib.contextmanager
+    def other(_):
+        yield repeated(lambda: "other")
+
+    @contextlib.contextmanager
+    def base(_):
+        yield repeated(lambda: "value")
+
+    benchmark = Benchmark("name", "Title", "command", 1, 1, "base", {"base": base, "other": other})
+    with pytest.raises(AssertionError, match="name: other gave other, not value"):
+        measure(benchmark, 0, 1)

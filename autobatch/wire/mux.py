@@ -29,6 +29,9 @@ from autobatch.wire.tick import Tick, tick_of
 
 # Commands that may be on their way at once; the others wait, and with them their callers.
 MAX_IN_FLIGHT = 20_000
+# Commands that travel as one batch, and replies that are parsed in one go: then the loop gets its
+# turn.
+PORTION = 1_000
 # Bytes that are written in one go, before the loop gets its turn.
 MAX_WRITE = 256 * 1024
 
@@ -63,7 +66,18 @@ class Wire:
             lane: which of the connections; the batches of one lane keep their order.
             landed: called once every command of the batch is settled.
         """
-        self.at_home().link(lane % self.lanes).submit(batch, landed)
+        link = self.at_home().link(lane % self.lanes)
+        portions = batch.portions(PORTION)
+        left = len(portions)
+
+        def one_landed() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                landed()
+
+        for portion in portions:
+            link.submit(portion, one_landed)
 
     def at_home(self) -> _Home:
         """Return what this wire has in the running loop; that ends when the loop ends."""
@@ -138,7 +152,7 @@ class _Home:
         self._tick = tick
         self._patience = pool.connection_kwargs.get("socket_timeout") or _PATIENCE
         self._links: dict[int, Link] = {}
-        self._closing: asyncio.Task[None] | None = None
+        self._finished = False
         # A loop that ends closes its asynchronous generators, while it still runs. That is the
         # only word of it that we get. It counts from the first step on, which takes no waiting.
         self._keeper = self._keep()
@@ -158,19 +172,21 @@ class _Home:
         try:
             yield
         finally:
-            # What was called in the last tick is still to be sent.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.landed(), self._patience)
-            self.shut()
-            pool = self._pool()
-            if pool is not None:
-                await pool.disconnect(inuse_connections=False)
-            await asyncio.sleep(0)  # transports close their sockets in the next turn
+            await self._finish()
 
-    def shut(self) -> None:
-        """Close the shared connections now."""
+    async def _finish(self) -> None:
+        """Close everything; what was called in the last tick is sent before that."""
+        if self._finished:
+            return
+        self._finished = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.landed(), self._patience)
         for link in self._links.values():
             link.shut()
+        pool = self._pool()
+        if pool is not None:
+            await pool.disconnect(inuse_connections=False)
+        await asyncio.sleep(0)  # transports close their sockets in the next turn
 
     async def landed(self) -> None:
         """Wait until everything that was handed over by now has landed."""
@@ -179,15 +195,18 @@ class _Home:
 
     async def close(self) -> None:
         """Close everything, after what is on its way has landed."""
+        await self._finish()
         await self._keeper.aclose()
 
     def abandon(self) -> None:
-        """Close everything as soon as nothing is on its way; from any thread."""
+        """Close the shared connections as soon as nothing is on its way; from any thread."""
         if not self._tick.loop.is_closed():
-            self._tick.loop.call_soon_threadsafe(self._close_soon)
+            self._tick.loop.call_soon_threadsafe(self._shut_when_idle)
 
-    def _close_soon(self) -> None:
-        self._closing = self._tick.loop.create_task(self.close())
+    def _shut_when_idle(self) -> None:
+        # No task for it: the loop may be about to end.
+        for link in self._links.values():
+            link.shut_when_idle()
 
 
 class _Flight:
@@ -281,6 +300,8 @@ class Link:
         self._closing = False
         self._failures = 0
         self._heard = 0.0
+        self._more = False
+        self._unwanted = False
         self._watch: asyncio.TimerHandle | None = None
         self._pushes: set[asyncio.Task[Any]] = set()
 
@@ -323,9 +344,19 @@ class Link:
     # ---- receiving ---------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse replies and settle the batches that are complete."""
+        """Take in what has arrived."""
         self._heard = self._loop.time()
         self._reader.feed(data)
+        if not self._more:  # or it has its turn already
+            self._read()
+
+    def _read_on(self) -> None:
+        self._more = False
+        if self._transport is not None:
+            self._read()
+
+    def _read(self) -> None:
+        """Parse replies and settle the batches that are complete."""
         landed: list[_Flight] = []
         try:
             self._parse(landed)
@@ -344,7 +375,7 @@ class Link:
         not_enough, push = greeted.NOT_ENOUGH_DATA, greeted.PushNotification
         sent = self._sent
         flight = sent[0] if sent else None
-        while True:
+        for _ in range(PORTION):
             try:
                 if flight is not None and flight.raw:
                     reply = gets(len(flight.replies) not in flight.raw)
@@ -364,6 +395,8 @@ class Link:
                 landed.append(sent.popleft())
                 self._in_flight -= flight.count
                 flight = sent[0] if sent else None
+        self._more = True
+        self._loop.call_soon(self._read_on)
 
     def _land(self, flight: _Flight) -> None:
         first = flight.replies[0]
@@ -385,6 +418,8 @@ class Link:
             self.lose(self._retiring)
         elif self._waiting:
             self.pump()
+        elif self._unwanted and not self._sent and not self._closing:
+            self.shut()
 
     def _pushed(self, reply: Any) -> None:
         task = self._loop.create_task(greeted.pushed(self._connection, reply))
@@ -491,6 +526,11 @@ class Link:
         gone = redis.ConnectionError("the connection was closed: its event loop ends")
         self.lose(gone)
         self._fail_all(gone)
+
+    def shut_when_idle(self) -> None:
+        """Close the connection for good as soon as nothing is on its way."""
+        self._unwanted = True
+        self._go_on()
 
     async def landed(self) -> None:
         """Wait until everything that was handed over by now has landed."""
