@@ -132,6 +132,7 @@ class _Link:
         self.loop = loop
         self.client: asyncio.Transport | None = None
         self.server: asyncio.Transport | None = None
+        self.closed = False
         self.early: list[bytes] = []  # came before the server was connected
         self._requests = hiredis.Reader()
         self._replies = hiredis.Reader()
@@ -172,6 +173,7 @@ class _Link:
         transport.write(data)
 
     def close(self) -> None:
+        self.closed = True
         self.proxy.links.discard(self)
         for transport in (self.client, self.server):
             if transport is not None:
@@ -213,6 +215,8 @@ class _ServerSide(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._link.server = transport
+        if self._link.closed:  # the client left meanwhile
+            transport.close()
         for data in self._link.early:
             self._link.to_server(transport, data)
 
