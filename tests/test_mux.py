@@ -26,7 +26,8 @@ from looping import eventually, in_loop, reports, tidy
 
 NAME = "shared"
 LOST = Cut(reply=0)
-LOADING = Answer(b"-LOADING the dataset is in memory soon\r\n")
+REFUSAL = b"-LOADING the dataset is in memory soon\r\n"
+LOADING = Answer(REFUSAL)
 ALWAYS = 50  # more connections than anything here makes
 TIMEOUT = 0.2  # of a socket that waits for what will not come
 
@@ -1125,6 +1126,43 @@ async def test_a_server_that_is_loading(faults, faulty, plain):
     assert plain.get("n") == "1"
     faults.arm()
     assert await faulty.incr("n") == 2
+
+
+@in_loop
+async def test_batches_that_a_loading_server_refused(faults, faulty, plain):
+    """Those on their way behind one another are tried again in their order."""
+    await faulty.ping()
+    faults.arm(LOADING)
+    async with batch() as scope:
+        for number in range(4):
+            faulty.rpush("order", number)
+            scope.flush()
+    assert plain.lrange("order", 0, -1) == ["0", "1", "2", "3"]
+
+
+class LoadingAtFirst(Fault):
+    """Refuse the first command; answer the others in the server's place."""
+
+    def request(self, link, data):
+        link.to_client(REFUSAL + b":1\r\n" * (len(link.arrived) - 1))
+
+
+@in_loop
+async def test_a_server_that_has_loaded_between_two_batches(faults, faulty):
+    """What it refused would come after what was called later, so it is not tried again."""
+    await faulty.ping()
+    faults.arm(LoadingAtFirst())
+    async with batch() as scope:
+        first = faulty.rpush("order", "first")
+        scope.flush()
+        second = faulty.rpush("order", "second")
+        scope.flush()
+        await scope.aflush()
+        error = first.exception()
+    assert isinstance(error, NotSent)
+    assert isinstance(error, redis.BusyLoadingError)
+    assert second == 1
+    assert faults.names.count("RPUSH") == 2
 
 
 @in_loop

@@ -297,6 +297,8 @@ class Link:
         self._connecting: asyncio.Task[None] | None = None
         self.paused = False  # the server reads more slowly than we write
         self._retiring: Exception | None = None
+        # By a server that was loading: sent again if everything behind them was refused, too.
+        self._refused: list[_Flight] = []
         self._closing = False
         self._failures = 0
         self._heard = 0.0
@@ -404,9 +406,9 @@ class Link:
             # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
             self._retiring = first
             if all(isinstance(reply, redis.BusyLoadingError) for reply in flight.replies):
-                flight.batch.abort([], 0, first)  # nothing ran
-                self._again([flight], first)
+                self._refused.append(flight)  # nothing ran
                 return
+        self._give_up_refused()
         try:
             flight.batch.settle(flight.replies)
         finally:
@@ -444,14 +446,24 @@ class Link:
         self._drop_connection()
         flights = list(self._sent)
         self._sent.clear()
+        if flights:  # which may have run
+            self._give_up_refused()
+        refused, self._refused = self._refused, []
         self._in_flight = 0
         later = Written()
         for flight in reversed(flights):
             # What the transport has taken may have been sent: it does not tell.
             flight.batch.abort(flight.replies, _EVERYTHING, cause, later)
-        self._again(flights, cause)
+        self._again([*refused, *flights], cause)
         self.pump()
         self._go_on()
+
+    def _give_up_refused(self) -> None:
+        """Do not send again what would now come after commands that were called later."""
+        refused, self._refused = self._refused, []
+        for flight in refused:
+            flight.batch.give_up(flight.replies[0])
+            flight.land()
 
     def _again(self, flights: list[_Flight], cause: Exception) -> None:
         """Queue what is left of some flights, ahead of what waits."""
@@ -535,7 +547,7 @@ class Link:
     async def landed(self) -> None:
         """Wait until everything that was handed over by now has landed."""
         self.pump()  # a task that was connecting may have been cancelled
-        for flight in [*self._sent, *self._waiting]:
+        for flight in [*self._refused, *self._sent, *self._waiting]:
             if flight.batch.entries:
                 flight.waiter = flight.waiter or self._loop.create_future()
                 await asyncio.shield(flight.waiter)
