@@ -203,7 +203,14 @@ async def exchange_one(connection: Any, command: Command) -> None:
     """
 
     async def attempt() -> Any:
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task is not None else 0
         await connection.send_packed_command([command.packed])
+        if task is not None and task.cancelling() > cancelled:
+            # Python 3.11's wait_for(), in redis-py, forgets a cancellation that comes when it is
+            # done. See https://github.com/python/cpython/issues/86296.
+            await connection.disconnect(nowait=True)
+            raise asyncio.CancelledError
         try:
             return await connection.read_response(disable_decoding=command.never_decode)
         except (redis.ConnectionError, redis.TimeoutError):
