@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -178,7 +177,7 @@ class Batch:
                 else:
                     entry.settle(reply)
         except BaseException:  # a callback was interrupted; the others have their replies, too
-            run_all(functools.partial(entry.settle, reply) for entry, reply in settling)
+            run_all(lambda pair: pair[0].settle(pair[1]), settling)
             raise
 
     def abort(

@@ -7,7 +7,9 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType, TracebackType
-from typing import Any, Final, NoReturn, Protocol, TypeAlias
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 
 class _Pending:
@@ -43,12 +45,12 @@ class Owner(Protocol):
         """Run the callbacks of `promise` after it was settled."""
 
 
-def run_all(functions: Iterable[Callable[[], object]]) -> None:
-    """Call every function, also if one is interrupted; the interrupt is raised in the end."""
+def run_all(function: Callable[[T], object], items: Iterable[T]) -> None:
+    """Call `function` with every item, also if one call is interrupted; that is raised then."""
     interrupted: BaseException | None = None
-    for function in functions:
+    for item in items:
         try:
-            function()
+            function(item)
         except BaseException as error:
             interrupted = error
     if interrupted is not None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import collections
-import contextlib
 import contextvars
 import functools
 import itertools
@@ -27,7 +26,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from contextvars_extras import ContextVarExt
@@ -48,6 +47,7 @@ MAX_COMMANDS = 10_000
 MAX_BYTES = 16 * 1024 * 1024
 # Of what no scope waits for at its end.
 STRAY_LANE = 0
+PRUNE_AT = 64
 
 ambient: ContextVarExt[Scope | None] = ContextVarExt("autobatch.scope", default=None)
 # The bare variable: every call of a client reads it.
@@ -151,6 +151,18 @@ class Scope(abc.ABC):
 class OwnScope(Scope):
     """A scope with a queue of its own: the outermost one, or one that does not join."""
 
+    # Every request makes a scope: what most of them leave as it is stands here.
+    closed = False
+    _usual = True
+    _several_wires = False
+    _bytes = 0  # threads may lose an addition to each other: the limit is no budget
+    _prune_at = PRUNE_AT
+    _in_flight = False
+    _wanted = False
+    _epoch = 0
+    _journey: asyncio.Task[None] | None = None
+    _abandoned: str | None = None
+
     def __init__(
         self,
         max_commands: int = MAX_COMMANDS,
@@ -160,28 +172,18 @@ class OwnScope(Scope):
         # Appending at one end and taking from the other are atomic: the hot path needs no lock,
         # and a signal handler or the garbage collector may come between any two steps.
         self._queue: collections.deque[Entry] = collections.deque()
-        self._usual = True
-        self._several_wires = False
         self.stats = Stats(self._queue)
-        self.closed = False
         self._max_commands = max_commands
         self._max_bytes = max_bytes
-        self._bytes = 0  # threads may lose an addition to each other: the limit is no budget
         self._failures: list[Failure] = []
-        self._prune_at = _PRUNE_AT
         self._followed: list[Promise] = []
         self._process = _process
         self._flushing = threading.RLock()  # as long as a thread waits for its servers
-        self._in_flight = False
         # asyncio's part: see dispatch().
         self.lane = next(_lanes) if lane is None else lane
-        self._wanted = False
-        self._outstanding: collections.Counter[int] = collections.Counter()  # by epoch
-        self._epoch = 0
-        self._journey: asyncio.Task[None] | None = None
+        self._outstanding: dict[int, int] = {}  # how many by epoch
         self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []
-        self._abandoned: str | None = None
 
     def add(self, command: Entry) -> None:
         queue = self._queue
@@ -201,11 +203,13 @@ class OwnScope(Scope):
 
     def _take(self) -> list[Entry]:
         """Take away what is in the queue now."""
-        take = self._queue.popleft
+        queue = self._queue
         entries: list[Entry] = []
-        with contextlib.suppress(IndexError):  # somebody else takes, too
-            for _ in range(len(self._queue)):
-                entries.append(take())  # noqa: PERF401  # what was taken must not get lost
+        try:  # noqa: SIM105  # suppress() costs more than all of this
+            # What was taken stays in the list whatever happens: a comprehension would lose it.
+            entries.extend(map(_popleft, itertools.repeat(queue, len(queue))))
+        except IndexError:  # somebody else takes, too
+            pass
         self._bytes = 0
         self.stats.took(len(entries) if self._usual else len(commands_of(entries)))
         return entries
@@ -231,15 +235,12 @@ class OwnScope(Scope):
             self.forked()
         if self._in_flight or self._carried or self._queue:
             if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
-                if not self._in_flight and not self._carried and self._all_asynchronous():
+                if not self._in_flight and not self._carried and _all_asynchronous(self._queue):
                     self.dispatch()  # there is nothing to wait for
                     return
                 _warn_of_blocking()
             with self._flushing:
                 self._send()
-
-    def _all_asynchronous(self) -> bool:
-        return all(entry.wire.asynchronous for entry in self._queue)
 
     def step_aside(self) -> None:
         self.flush()
@@ -294,7 +295,8 @@ class OwnScope(Scope):
     def _run_callbacks(self) -> None:
         followed, self._followed = self._followed, []
         self._followed += [promise for promise in followed if promise.outcome is PENDING]
-        run_all(promise.run_callbacks for promise in followed if promise.outcome is not PENDING)
+        settled = [promise for promise in followed if promise.outcome is not PENDING]
+        run_all(Promise.run_callbacks, settled)
 
     # ---- asyncio: nothing here waits, but aflush() and aclose() --------------------------
 
@@ -314,8 +316,7 @@ class OwnScope(Scope):
         waves = self._depart()
         if not waves:
             return
-        asynchronous = len(waves) == 1 and all(batch.wire.asynchronous for batch in waves[0])
-        if asynchronous and self._journey is None:
+        if self._journey is None and len(waves) == 1 and _all_asynchronous(waves[0]):
             for batch in waves[0]:
                 self._hand_over(batch)
             self.stats.round_trips += 1
@@ -384,22 +385,17 @@ class OwnScope(Scope):
             return False
         batch.handed_over = True
         arrived = self._set_out()
-
-        def both() -> None:
-            arrived()
-            if landed is not None:
-                landed()
-
+        if landed is not None:
+            arrived = functools.partial(_call_both, arrived, landed)
         self.stats.exchanges += 1
-        submit = functools.partial(batch.wire.submit, batch, self.lane, both)
         loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
         if self.loop is not None and self.loop is not loop and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(submit)
+            self.loop.call_soon_threadsafe(batch.wire.submit, batch, self.lane, arrived)
         elif loop is not None:
-            submit()
+            batch.wire.submit(batch, self.lane, arrived)
         else:
             _drop(batch, NoLoop("an asyncio client's command needs a running event loop"))
-            both()
+            arrived()
         return True
 
     def _hand_over_and_wait(self, batch: Batch) -> asyncio.Future[None]:
@@ -414,14 +410,16 @@ class OwnScope(Scope):
 
     def _set_out(self) -> Callable[[], None]:
         """Note that something is on its way; return what to call when it has landed."""
-        self._outstanding[self._epoch] += 1
-        return functools.partial(self._landed, self._epoch)
+        epoch = self._epoch
+        self._outstanding[epoch] = self._outstanding.get(epoch, 0) + 1
+        return functools.partial(self._landed, epoch)
 
     def _landed(self, epoch: int) -> None:
-        self._outstanding[epoch] -= 1
-        if not self._outstanding[epoch]:
-            del self._outstanding[epoch]
-        self._tell_abandoned()
+        left = self._outstanding.pop(epoch, 1) - 1  # a fork forgets them
+        if left:
+            self._outstanding[epoch] = left
+        if self._abandoned is not None:
+            self._tell_abandoned()
         if self._followed:
             self._run_callbacks()
         if self._arrivals:
@@ -474,7 +472,7 @@ class OwnScope(Scope):
         self._failures.append(failure)
         if len(self._failures) >= self._prune_at:  # a scope may live as long as a worker
             self._failures = [kept for kept in self._failures if not kept.seen]
-            self._prune_at = max(_PRUNE_AT, 2 * len(self._failures))
+            self._prune_at = max(PRUNE_AT, 2 * len(self._failures))
 
     def follow(self, promise: Promise) -> None:
         if not promise.asynchronous:  # its connection runs them as soon as its reply has landed
@@ -746,6 +744,18 @@ class AtomicPart(_Part):
             self.parent.add_unusual(Transaction(commands, wire))
 
 
+def _all_asynchronous(travelling: Iterable[Batch | Entry]) -> bool:
+    for one in travelling:  # noqa: SIM110  # all() costs more, at every flush
+        if not one.wire.asynchronous:
+            return False
+    return True
+
+
+def _call_both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
+
+
 def _give_up(waves: list[list[Batch]], error: BaseException) -> None:
     for batch in itertools.chain(*waves):
         if not batch.handed_over:
@@ -872,10 +882,10 @@ def _after_fork() -> None:
 
 os.register_at_fork(after_in_child=_after_fork)
 
+_popleft: Callable[[collections.deque[Entry]], Entry] = collections.deque.popleft
 _SHOWN_FAILURES = 20
 # What functions given to map() have called rides along at a scope's end, wave after wave. The rest,
 # as of a task that was left behind and never stops calling, goes its way outside the scope.
 _WAVES_AT_END = 32
-_PRUNE_AT = 64
 _FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()

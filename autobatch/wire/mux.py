@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import functools
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -69,6 +68,9 @@ class Wire:
         link = self.at_home().link(lane % self.lanes)
         portions = batch.portions(PORTION)
         left = len(portions)
+        if left == 1:
+            link.submit(batch, landed)
+            return
 
         def one_landed() -> None:
             nonlocal left
@@ -241,11 +243,12 @@ class _Flight:
     def land(self) -> None:
         """Tell whoever waits for commands that are settled by now."""
         try:
-            run_all(
-                command.run_callbacks
+            waited_for = [
+                command
                 for command in self.commands
                 if command.callbacks is not None and command.outcome is not PENDING
-            )
+            ]
+            run_all(Command.run_callbacks, waited_for)
         finally:
             if not self.batch.entries:
                 self._landed()
@@ -365,7 +368,7 @@ class Link:
         except redis.RedisError as error:  # that is no reply, or nobody asked for it
             self.lose(error)
         try:
-            run_all(functools.partial(self._land, flight) for flight in landed)
+            run_all(self._land, landed)
         finally:
             if landed:
                 self._failures = 0
@@ -376,13 +379,16 @@ class Link:
         gets = self._reader.gets
         not_enough, push = greeted.NOT_ENOUGH_DATA, greeted.PushNotification
         sent = self._sent
-        flight = sent[0] if sent else None
+        flight: _Flight | None = None
         for _ in range(PORTION):
-            try:
-                if flight is not None and flight.raw:
-                    reply = gets(len(flight.replies) not in flight.raw)
+            if flight is None:
+                if sent:
+                    flight = sent[0]
+                    replies, count, raw = flight.replies, flight.count, flight.raw
                 else:
-                    reply = gets()
+                    raw = _NOTHING
+            try:
+                reply = gets(len(replies) not in raw) if raw else gets()
             except UnicodeDecodeError as error:
                 reply = error  # hiredis has taken the whole reply: the next ones are in step
             if reply is not_enough:
@@ -392,11 +398,11 @@ class Link:
                 continue
             if flight is None:
                 raise redis.ConnectionError("a reply came that nobody asked for")
-            flight.replies.append(reply)
-            if len(flight.replies) == flight.count:
+            replies.append(reply)
+            if len(replies) == count:
                 landed.append(sent.popleft())
-                self._in_flight -= flight.count
-                flight = sent[0] if sent else None
+                self._in_flight -= count
+                flight = None
         self._more = True
         self._loop.call_soon(self._read_on)
 
@@ -554,4 +560,5 @@ class Link:
 
 
 _EVERYTHING = 1 << 62
+_NOTHING: frozenset[int] = frozenset()
 _PATIENCE = 5.0  # seconds, at a loop's end, without a socket_timeout

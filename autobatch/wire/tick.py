@@ -62,14 +62,14 @@ class Tick:
         dispatchers, self._dispatchers = self._dispatchers, []
         self._ending = True
         try:
-            run_all(dispatcher.dispatch for dispatcher in dispatchers)
+            run_all(lambda dispatcher: dispatcher.dispatch(), dispatchers)
         finally:
             self._ending = False
             self._write()
 
     def _write(self) -> None:
         pumps, self._pumps = self._pumps, {}
-        run_all(pump.pump for pump in pumps)
+        run_all(lambda pump: pump.pump(), pumps)
 
 
 def tick_of(loop: asyncio.AbstractEventLoop) -> Tick:
