@@ -51,40 +51,42 @@ class _Monitor:
         return super().next_command()  # type: ignore[misc]
 
 
-def _wire_of(thing: Any) -> Any:
-    return thing.connection_pool.__dict__.get("_autobatch_wire")
-
-
 class _AsyncPipeline:
+    connection_pool: Any
+
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        await astep_aside(_wire_of(self))
+        await astep_aside(self.connection_pool)
         return await super().immediate_execute_command(*args, **options)  # type: ignore[misc]
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
-        await astep_aside(_wire_of(self))
+        await astep_aside(self.connection_pool)
         return await super().execute(*args, **kwargs)  # type: ignore[misc]
 
 
 class _AsyncPubSub:
+    connection_pool: Any
+
     async def execute_command(self, *args: Any) -> Any:
-        await astep_aside(_wire_of(self))
+        await astep_aside(self.connection_pool)
         return await super().execute_command(*map(unwrap, args))  # type: ignore[misc]
 
     async def parse_response(self, *args: Any, **kwargs: Any) -> Any:
-        await astep_aside(_wire_of(self))
+        await astep_aside(self.connection_pool)
         return await super().parse_response(*args, **kwargs)  # type: ignore[misc]
 
 
 class _AsyncMonitor:
+    connection_pool: Any
+
     async def __aenter__(self) -> Any:
-        await astep_aside(_wire_of(self))
+        await astep_aside(self.connection_pool)
         return await super().__aenter__()  # type: ignore[misc]
 
     async def next_command(self) -> Any:
-        await astep_aside(_wire_of(self))
+        await astep_aside(self.connection_pool)
         return await super().next_command()  # type: ignore[misc]
 
 

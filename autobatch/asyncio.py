@@ -25,6 +25,7 @@ from autobatch.scope import (
     stray_scope,
 )
 from autobatch.wire.mux import Wire
+from autobatch.wire.server import wires_of
 
 __all__ = ["Redis", "flush"]
 
@@ -49,7 +50,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             args: as for redis-py's client.
             lanes: how many connections its tasks share in each event loop. A scope stays on one
                 of them, so a slow batch holds up only the scopes on its lane.
-            kwargs: as for redis-py's client.
+            kwargs: as for redis-py's client, and `retry_writes` as for the synchronous one.
         """
         if lanes < 1:
             raise ValueError("lanes must be at least 1")
@@ -58,7 +59,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
 
     @classmethod
     def from_url(cls, url: str, *args: Any, lanes: int = 1, **kwargs: Any) -> Redis:
-        """Return a client for a URL, as redis-py's client does; `lanes` as for the constructor."""
+        """Return a client for a URL, as redis-py's client does, with the constructor's options."""
         client: Any = super().from_url(url, *args, **kwargs)
         client._lanes = lanes
         made: Redis = client
@@ -66,12 +67,14 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
 
     @functools.cached_property
     def _wire(self) -> Wire:
-        pool = self.connection_pool
-        # On the pool itself: clients that share it share the connection, and it lives as long.
-        wire: Wire = pool.__dict__.setdefault("_autobatch_wire", Wire(pool, self._lanes))
-        if self._origin is None and self.auto_close_connection_pool:
-            # If this client is forgotten without closing it, nobody can use its pool any more.
-            weakref.finalize(self, wire.abandon).atexit = False
+        pool, retry_writes = self.connection_pool, self.retry_writes
+        wire: Wire = wires_of(pool).setdefault(
+            retry_writes, Wire(pool, self._lanes, retry_writes=retry_writes)
+        )
+        owner = self if self._origin is None else self._origin
+        if isinstance(owner, Redis) and owner.auto_close_connection_pool:
+            # If that is forgotten without closing it, nobody can use its pool any more.
+            weakref.finalize(owner, wire.abandon).atexit = False
         return wire
 
     @property
@@ -139,7 +142,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
     ) -> Any:
         if not isinstance(scope, StrayScope):
             await scope.astep_aside()
-        await astep_aside(self._wire)
+        await astep_aside(self.connection_pool)
         if names_himport(args[0]):
             return await super().execute_command(*args, **options)
         command = self._command(Command, args, options, None)
@@ -185,14 +188,18 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         """Send what waits, then close the connections, as redis-py's client does."""
         await flush()
         if self._origin is not None:
-            await self._wire.close()
+            await self._close_wires()
             await self._origin.aclose(close_connection_pool)
             return
         if close_connection_pool or (
             close_connection_pool is None and self.auto_close_connection_pool
         ):
-            await self._wire.close()
+            await self._close_wires()
         await super().aclose(close_connection_pool)
+
+    async def _close_wires(self) -> None:
+        for wire in list(wires_of(self.connection_pool).values()):
+            await wire.close()
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         # A twin must not close, nor warn of, what it shares.

@@ -26,6 +26,10 @@ class Wire(Protocol):
         """Return a command's bytes."""
 
     @property
+    def retry_writes(self) -> bool:
+        """Whether what may have run is sent again even if it writes."""
+
+    @property
     def decodes(self) -> bool:
         """Whether the client wants text."""
 
@@ -192,6 +196,7 @@ class Batch:
         A command whose bytes were not all written certainly did not run: the server discards
         an incomplete command. That, and what only reads, stays in `entries`; but for a read of
         what a later command may have written meanwhile, since its value would come too late.
+        With the wire's `retry_writes` everything stays.
 
         Args:
             replies: those that arrived, from the first command on.
@@ -212,7 +217,7 @@ class Batch:
                 self.entries.append(entry)
             else:
                 unknown.append(entry)
-        again = _repeatable(unknown, later or Written())
+        again = unknown if self.wire.retry_writes else _repeatable(unknown, later or Written())
         self._sent.update(again)
         for entry in unknown:
             if entry not in again:

@@ -14,6 +14,7 @@ from autobatch.command import Command
 from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import unwrap
 from autobatch.scope import Scope, current, step_aside
+from autobatch.wire.server import wires_of
 from autobatch.wire.sync import Wire
 
 _set: Any = getattr(redis.Redis.set, "__wrapped__", redis.Redis.set)
@@ -24,16 +25,20 @@ class Redis(Funnel, redis.Redis):
     """redis-py's client, batching: inside a scope every call returns a Future at once.
 
     Constructor, `from_url`, methods and types are redis-py's. Outside a scope a call runs at
-    once and returns the plain value. A write whose reply was lost is never sent again.
+    once and returns the plain value. A write whose reply was lost is never sent again, unless
+    `retry_writes=True` asks for it.
+
+    Attributes:
+        retry_writes: as given to the constructor.
     """
 
     @functools.cached_property
     def _wire(self) -> Wire:
-        pool = self.connection_pool
+        pool, retry_writes = self.connection_pool, self.retry_writes
         if self.connection is not None:
-            return Wire(pool, self.connection, self.single_connection_lock)
-        # On the pool itself: clients that share it share the batch, and it lives as long.
-        wire: Wire = pool.__dict__.setdefault("_autobatch_wire", Wire(pool))
+            lock = self.single_connection_lock
+            return Wire(pool, self.connection, lock, retry_writes=retry_writes)
+        wire: Wire = wires_of(pool).setdefault(retry_writes, Wire(pool, retry_writes=retry_writes))
         return wire
 
     @property
@@ -82,9 +87,6 @@ class Redis(Funnel, redis.Redis):
         return getattr(self.connection_pool, "cache", None) is not None
 
     if TYPE_CHECKING:  # redis-py's stubs say redis.Redis
-
-        @classmethod
-        def from_url(cls, url: str, **kwargs: Any) -> Self: ...
 
         @classmethod
         def from_pool(cls, connection_pool: ConnectionPool) -> Self: ...

@@ -314,7 +314,9 @@ class Command(Promise):
     def outcome_unknown(self, why: str, cause: BaseException | None = None) -> None:
         """Settle as perhaps run."""
         message = f"{self.describe()} was sent, but its reply was lost ({why})"
-        if not self.read_only:
+        if self.wire.retry_writes:
+            message += "; it may have run, once or several times"
+        elif not self.read_only:
             message += "; it may have run, so it was not sent again"
         self.fail(OutcomeUnknown.because(message, cause))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from redis.exceptions import DataError
 
@@ -42,8 +42,30 @@ class Funnel:
     _origin: Any = None
     _future_type: ClassVar[type[Future]] = Future
 
+    retry_writes = False
     connection_pool: Any
     response_callbacks: Any
+
+    def __init__(self, *args: Any, retry_writes: bool = False, **kwargs: Any) -> None:
+        """Create a client.
+
+        Args:
+            args: as for redis-py's client.
+            retry_writes: send what may have run again even if it writes, as often as the
+                client's `Retry` says. A command may then run more than once: at least once
+                instead of at most once.
+            kwargs: as for redis-py's client.
+        """
+        super().__init__(*args, **kwargs)
+        self.retry_writes = retry_writes
+
+    @classmethod
+    def from_url(cls, url: str, *args: Any, retry_writes: bool = False, **kwargs: Any) -> Self:
+        """Return a client for a URL, as redis-py's client does, with the constructor's options."""
+        client: Any = super().from_url(url, *args, **kwargs)  # type: ignore[misc]  # redis-py's
+        client.retry_writes = retry_writes
+        made: Self = client
+        return made
 
     @functools.cached_property
     def _wire(self) -> Any:

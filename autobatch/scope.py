@@ -38,6 +38,7 @@ from autobatch.future import not_ready
 from autobatch.promise import PENDING, Failure, Promise, run_all
 from autobatch.report import Stats
 from autobatch.wire import sync
+from autobatch.wire.server import wires_of
 from autobatch.wire.tick import tick_of
 
 T = TypeVar("T")
@@ -810,18 +811,19 @@ def step_aside() -> None:
         scope.step_aside()
 
 
-async def astep_aside(wire: Any = None) -> None:
+async def astep_aside(pool: Any = None) -> None:
     """The same without blocking the event loop, and outside a scope, too.
 
     Args:
-        wire: of the asyncio client that steps aside: what is on its way has to land first.
+        pool: of the asyncio client that steps aside: what is on its way has to land first.
     """
     dispatch_stray()
     scope = open_scope()
     if scope is not None:
         await scope.astep_aside()
-    if wire is not None:
-        await wire.landed()
+    if pool is not None:
+        for wire in list(wires_of(pool).values()):
+            await wire.landed()
 
 
 def surface(failures: list[Failure], error: BaseException | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import redis
 import redis.asyncio
@@ -11,17 +11,21 @@ from autobatch import asyncio as autobatch_asyncio
 from autobatch import client as autobatch_client
 from autobatch.funnel import twin_of
 
-
-@overload
-def wrap(client: redis.Redis) -> autobatch_client.Redis: ...
+T = TypeVar("T")
 
 
 @overload
-def wrap(client: redis.asyncio.Redis) -> autobatch_asyncio.Redis: ...
+def wrap(client: redis.Redis, *, retry_writes: bool | None = None) -> autobatch_client.Redis: ...
+
+
+@overload
+def wrap(
+    client: redis.asyncio.Redis, *, retry_writes: bool | None = None
+) -> autobatch_asyncio.Redis: ...
 
 
 def wrap(
-    client: redis.Redis | redis.asyncio.Redis,
+    client: redis.Redis | redis.asyncio.Redis, *, retry_writes: bool | None = None
 ) -> autobatch_client.Redis | autobatch_asyncio.Redis:
     """Return the batching twin of a redis-py client.
 
@@ -32,22 +36,32 @@ def wrap(
         client: a `redis.Redis` or `redis.asyncio.Redis`, or one of a subclass, such as Sentinel's
             `master_for` makes. A client that batches already is returned as it is,
             and for an eager view the client that it shows.
+        retry_writes: as for the constructor of `Redis`; by default as the client has it.
 
     Raises:
         TypeError: it is anything else.
     """
     if isinstance(client, (autobatch_client.Redis, autobatch_asyncio.Redis)):
         batching: autobatch_client.Redis | autobatch_asyncio.Redis = client.batching
-        return batching
+        if retry_writes in (None, batching.retry_writes):
+            return batching
+        return _twin(batching, type(batching), retry_writes)
     if isinstance(client, (redis.client.Pipeline, redis.asyncio.client.Pipeline)):
         raise TypeError("wrap() takes a client; a pipeline is a batch already")
     if isinstance(client, redis.Redis):
-        twin: autobatch_client.Redis = twin_of(client, autobatch_client.Redis)
-        return twin
+        return _twin(client, autobatch_client.Redis, retry_writes)
     if isinstance(client, redis.asyncio.Redis):
-        asyncio_twin: autobatch_asyncio.Redis = twin_of(client, autobatch_asyncio.Redis)
-        return asyncio_twin
+        return _twin(client, autobatch_asyncio.Redis, retry_writes)
     raise TypeError(
         "wrap() takes a redis.Redis or a redis.asyncio.Redis, "
         f"not {type(client).__module__}.{type(client).__name__}"
     )
+
+
+def _twin(client: object, kind: type[T], retry_writes: bool | None) -> T:  # noqa: FBT001  # as named
+    twin: Any = twin_of(client, kind)
+    if retry_writes is not None:
+        twin.retry_writes = retry_writes
+        twin.__dict__.pop("_wire", None)  # a batching client's own
+    made: T = twin
+    return made

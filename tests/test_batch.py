@@ -23,6 +23,7 @@ class PaperWire:
     """What a batch asks of a wire; nothing travels on it."""
 
     asynchronous = False
+    retry_writes = False
     decodes = False
     pack = staticmethod(hiredis.pack_command)
 
@@ -33,14 +34,17 @@ class PaperWire:
         return reply.decode()
 
 
-def command(*args, wire=None, owner=None, callback=None, **options):
+PAPER = PaperWire()
+
+
+def command(*args, wire=PAPER, owner=None, callback=None, **options):
     """Return a command of `wire`."""
     packed = hiredis.pack_command(args)
     owner = owner or Keeper()
     return Command(traits_of(args), args, options, packed, callback, wire, owner, None)
 
 
-def call_of(script, *args, wire=None, digest_command="EVALSHA"):
+def call_of(script, *args, wire=PAPER, digest_command="EVALSHA"):
     """Return a call of a script, as a client makes it."""
     args = (digest_command, script.digest, len(args), *args)
     packed = hiredis.pack_command(args)

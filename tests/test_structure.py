@@ -45,7 +45,10 @@ ORDER = [
     "integrations.starlette",
     "asgi",
     "wsgi",
+    "testing.faults",
+    "testing.proxy",
     "testing",
+    "testing.__main__",
 ]
 # Frameworks are imported where it is known that they are there.
 INSIDE_FUNCTIONS = {"asgi": {"autobatch.integrations.starlette.error_response"}}

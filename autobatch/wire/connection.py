@@ -199,7 +199,8 @@ def _read_one_by_one(
 async def exchange_one(connection: Any, command: Command) -> None:
     """Send one command on an asyncio connection and settle it.
 
-    A command that only reads is sent again as the connection's retry policy says.
+    It is sent again as the connection's retry policy says, if it only reads or the wire retries
+    writes, too.
     """
 
     async def attempt() -> Any:
@@ -222,7 +223,7 @@ async def exchange_one(connection: Any, command: Command) -> None:
         await connection.disconnect()
 
     try:
-        if command.read_only:
+        if command.read_only or command.wire.retry_writes:
             reply = await connection.retry.call_with_retry(attempt, forget_failure)
         else:
             reply = await attempt()

@@ -41,13 +41,15 @@ class Wire:
     Attributes:
         server: equal for wires to the same data.
         lanes: how many connections it has in each event loop.
+        retry_writes: what may have run is sent again even if it writes.
         pack, pack_fast, decodes, decode, scripts: as on a synchronous client's wire.
     """
 
     asynchronous = True
 
-    def __init__(self, pool: ConnectionPool, lanes: int = 1) -> None:
+    def __init__(self, pool: ConnectionPool, lanes: int = 1, *, retry_writes: bool = False) -> None:
         self.lanes = lanes
+        self.retry_writes = retry_writes
         self.server = server_of(pool)
         self.pack, self.pack_fast = greeted.packers(pool)
         encoder = pool.get_encoder()

@@ -1,4 +1,4 @@
-"""What tells one server's database from another's."""
+"""What a connection pool leads to."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def server_of(pool: Any) -> object:
     if service is not None:
         return service, getattr(pool, "is_master", True), database
     return kwargs.get("host", "localhost"), int(kwargs.get("port", 6379)), database  # the defaults
+
+
+def wires_of(pool: Any) -> dict[bool, Any]:
+    """Return the wires of a pool, by whether they retry writes.
+
+    They are kept on the pool itself: clients that share it share them, and they live as long.
+    """
+    wires: dict[bool, Any] = pool.__dict__.setdefault("_autobatch_wires", {})
+    return wires

@@ -24,6 +24,7 @@ class Wire:
 
     Attributes:
         server: equal for wires to the same data.
+        retry_writes: what may have run is sent again even if it writes.
         pack: returns a command's bytes.
         pack_fast: the same, but fails with any error on what is unusual.
         decodes: whether the client wants text.
@@ -38,7 +39,10 @@ class Wire:
         pool: ConnectionPool,
         connection: Any | None = None,
         lock: threading.RLock | None = None,
+        *,
+        retry_writes: bool = False,
     ) -> None:
+        self.retry_writes = retry_writes
         self._pool = pool
         self._connection = connection
         self._lock = lock
