@@ -50,7 +50,7 @@ def run(delay: float, port: int, *, once: bool) -> None:
                 seed(client)
 
         app = create_app(link.port)
-        server = stack.enter_context(serve(app, listener))
+        ended = stack.enter_context(serve(app, listener))
 
         print(f"The same page, {REQUESTS} requests each, over a link of {delay:g} ms each way.\n")
         groups = measure(port, link, REQUESTS)
@@ -62,7 +62,7 @@ def run(delay: float, port: int, *, once: bool) -> None:
         for path, name in WAYS.items():
             print(f"{name:24}http://{HOST}:{port}{path}")
         print("\nCtrl-C ends it.", flush=True)
-        server.join()
+        ended.wait()
 
 
 def listen(port: int) -> socket.socket:
@@ -89,13 +89,23 @@ def hold_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serve(app: Starlette, listener: socket.socket) -> Iterator[threading.Thread]:
-    """Serve in a thread, which ends with the block."""
+def serve(app: Starlette, listener: socket.socket) -> Iterator[threading.Event]:
+    """Serve in a thread, which ends with the block; give what is set if it ends before."""
     server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield thread
+        # Wait for this, not for the thread: Python 3.11 takes a thread for ended whose join()
+        # was interrupted, and leaves while it runs. See https://github.com/python/cpython/issues/90985.
+        yield ended
     finally:
         server.should_exit = True
         thread.join()
