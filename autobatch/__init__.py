@@ -9,6 +9,7 @@ from __future__ import annotations
 from autobatch import asgi, asyncio, errors, wsgi
 from autobatch.boundary import batch
 from autobatch.client import Redis
+from autobatch.cluster import RedisCluster
 from autobatch.future import Future, unwrap
 from autobatch.resolve import resolve
 from autobatch.scope import flush
@@ -17,6 +18,7 @@ from autobatch.wrapping import wrap
 __all__ = [
     "Future",
     "Redis",
+    "RedisCluster",
     "asgi",
     "asyncio",
     "batch",

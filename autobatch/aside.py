@@ -10,7 +10,9 @@ import functools
 from typing import Any, TypeVar
 
 import redis.asyncio
+import redis.asyncio.cluster
 from redis.client import Monitor, Pipeline, PubSub
+from redis.cluster import ClusterPipeline
 
 from autobatch.future import unwrap
 from autobatch.scope import astep_aside, step_aside
@@ -25,6 +27,24 @@ class _Pipeline:
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()
         return super().immediate_execute_command(*args, **options)  # type: ignore[misc]
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        step_aside()
+        return super().execute(*args, **kwargs)  # type: ignore[misc]
+
+
+class _ClusterPipeline:
+    _watching = False
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        if self._watching:  # perhaps it runs at once
+            step_aside()
+        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+
+    def watch(self, *names: Any) -> Any:
+        step_aside()
+        self._watching = True
+        return super().watch(*names)  # type: ignore[misc]
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()
@@ -66,6 +86,23 @@ class _AsyncPipeline:
         return await super().execute(*args, **kwargs)  # type: ignore[misc]
 
 
+class _AsyncClusterPipeline:
+    __slots__ = ()  # as redis-py's has
+
+    cluster_client: Any
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+
+    async def watch(self, *names: Any) -> Any:
+        await astep_aside(self.cluster_client.root)
+        return await super().watch(*names)  # type: ignore[misc]
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        await astep_aside(self.cluster_client.root)
+        return await super().execute(*args, **kwargs)  # type: ignore[misc]
+
+
 class _AsyncPubSub:
     connection_pool: Any
 
@@ -92,9 +129,11 @@ class _AsyncMonitor:
 
 _MIXINS: dict[type, type] = {
     Pipeline: _Pipeline,
+    ClusterPipeline: _ClusterPipeline,
     PubSub: _PubSub,
     Monitor: _Monitor,
     redis.asyncio.client.Pipeline: _AsyncPipeline,
+    redis.asyncio.cluster.ClusterPipeline: _AsyncClusterPipeline,
     redis.asyncio.client.PubSub: _AsyncPubSub,
     redis.asyncio.client.Monitor: _AsyncMonitor,
 }
@@ -112,7 +151,10 @@ def _aside_class(kind: Any) -> Any:
     mixin = next(mixin for base, mixin in _MIXINS.items() if issubclass(kind, base))
     if issubclass(kind, mixin):
         return kind
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+    members: dict[str, Any] = {"__module__": kind.__module__}
+    if "__slots__" in mixin.__dict__:
+        members["__slots__"] = ()
+    return type(kind.__name__, (mixin, kind), members)
 
 
 def aside_module(namespace: Any) -> Any:

@@ -10,24 +10,18 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
-from redis.commands.core import AsyncScript
 
-from autobatch.aside import aside, aside_module
+from autobatch.aside import aside
+from autobatch.asyncio_cluster import RedisCluster
 from autobatch.command import Command
-from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
+from autobatch.funnel import BatchingScript, Funnel, names_himport, twin_of, without_futures
 from autobatch.future import AsyncFuture
-from autobatch.scope import (
-    Scope,
-    StrayScope,
-    astep_aside,
-    current,
-    open_scope,
-    stray_scope,
-)
+from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope, stray_scope
+from autobatch.scope import aflush as flush
 from autobatch.wire.mux import Wire
 from autobatch.wire.server import wires_of
 
-__all__ = ["Redis", "flush"]
+__all__ = ["Redis", "RedisCluster", "flush"]
 
 
 class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.py; redis-py's own
@@ -82,11 +76,6 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         """The plain view of this client: it flushes what waits, and gives coroutines."""
         eager: Redis = twin_of(self, EagerRedis)
         return eager
-
-    @property
-    def batching(self) -> Redis:
-        """The client whose eager view this is; a client that batches is its own."""
-        return self
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Queue a command and return its Future.
@@ -159,30 +148,12 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
 
         def register_script(self, script):
             self._know_script(script)
-            return _Script(self, script)
-
-        def pipeline(self, *args, **kwargs):
-            return self._aside(super().pipeline(*args, **kwargs))
-
-        def pubsub(self, **kwargs):
-            return self._aside(super().pubsub(**kwargs))
-
-        def monitor(self):
-            return self._aside(super().monitor())
+            return BatchingScript(self, script)
 
         def _aside(self, thing):
             if asyncio._get_running_loop() is not None:
                 self._wire.at_home()  # closes the pool's connections when the loop ends
             return aside(thing)
-
-        def json(self, *args, **kwargs):
-            return aside_module(super().json(*args, **kwargs))
-
-        def ft(self, *args, **kwargs):
-            return aside_module(super().ft(*args, **kwargs))
-
-        def ts(self, *args, **kwargs):
-            return aside_module(super().ts(*args, **kwargs))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001  # redis-py's
         """Send what waits, then close the connections, as redis-py's client does."""
@@ -215,9 +186,8 @@ class EagerRedis(Redis):
         return self
 
     @property
-    def batching(self) -> Redis:
-        origin: Redis = self._origin
-        return origin
+    def batching(self) -> Any:
+        return self._origin
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return self._eagerly(args, options)
@@ -232,28 +202,3 @@ class EagerRedis(Redis):
         if str(args[0]).upper() in self._awaited_callbacks:
             return await self._with_callback(stray, args, options)
         return await self._queue(stray, args, options)
-
-
-class _Script(AsyncScript):
-    """redis-py's script; called with a batching client, it gives a Future at once."""
-
-    def __call__(  # type: ignore[override]  # redis-py's is a coroutine function
-        self, keys: Any = None, args: Any = None, client: Any = None
-    ) -> Awaitable[Any]:
-        client = self.registered_client if client is None else client
-        if not isinstance(client, Redis):
-            return super().__call__(keys, args, client)
-        client._know_script(self.script)
-        keys = tuple(keys or ())
-        evalsha: Callable[..., Awaitable[Any]] = client.evalsha
-        return evalsha(self.sha, len(keys), *keys, *(args or ()))
-
-
-async def flush() -> None:
-    """Send what waits in the ambient scope, or outside one, and wait until it is settled.
-
-    Raises:
-        NotReady: inside an atomic block.
-    """
-    scope = open_scope() or stray_scope(asyncio.get_running_loop())
-    await scope.aflush()

@@ -25,6 +25,9 @@ class Wire(Protocol):
     def pack(self, args: tuple[Any, ...]) -> bytes:
         """Return a command's bytes."""
 
+    def problem_of(self, commands: Sequence[Command]) -> str | None:
+        """Return why some commands cannot be one transaction, if they cannot."""
+
     @property
     def retry_writes(self) -> bool:
         """Whether what may have run is sent again even if it writes."""
@@ -121,9 +124,12 @@ class Batch:
         wire: what they travel on.
         entries: what has to be sent still.
         handed_over: a shared connection has it, which settles it whatever happens.
+        divided: it is a part of another one, which sees to what is left of it.
     """
 
     __slots__ = ("_sent", "_usual", "entries", "handed_over", "wire")
+
+    divided = False
 
     def __init__(self, wire: Any, entries: list[Entry], *, usual: bool = False) -> None:
         """Take over `entries`; `usual` promises that each is a plain command of one reply."""
@@ -221,17 +227,21 @@ class Batch:
         self._sent.update(again)
         for entry in unknown:
             if entry not in again:
-                entry.outcome_unknown(_reason(cause), cause)
+                entry.outcome_unknown(reason_of(cause), cause)
         self.entries[:0] = again
+
+    def hand_back(self, cause: BaseException) -> None:
+        """Take back from a connection what it will not send again: here, settle it."""
+        self.give_up(cause)
 
     def give_up(self, cause: BaseException) -> None:
         """Settle what `abort` kept, when it will not be sent again."""
         entries, self.entries = self.entries, []
         for entry in entries:
             if entry in self._sent:
-                entry.outcome_unknown(_reason(cause), cause)
+                entry.outcome_unknown(reason_of(cause), cause)
             else:
-                entry.not_sent(_reason(cause), cause)
+                entry.not_sent(reason_of(cause), cause)
 
     def _carry_scripts(self) -> None:
         """Let the first call of each script bring its source along: EVAL instead of EVALSHA.
@@ -352,7 +362,8 @@ def commands_of(entries: list[Entry]) -> list[Command]:
     return commands
 
 
-def _reason(cause: BaseException) -> str:
+def reason_of(cause: BaseException) -> str:
+    """Return in a few words why a reply was lost, or a command not sent."""
     if isinstance(cause, redis.TimeoutError):
         return "timeout"
     if isinstance(cause, Exception):

@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 from redis.connection import ConnectionPool
 
-from autobatch.aside import aside, aside_module
 from autobatch.command import Command
 from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import unwrap
 from autobatch.scope import Scope, current, step_aside
 from autobatch.wire.server import wires_of
-from autobatch.wire.sync import Wire
-
-_set: Any = getattr(redis.Redis.set, "__wrapped__", redis.Redis.set)
-_EXPERIMENTAL = frozenset({"ifeq", "ifne", "ifdeq", "ifdne"})
+from autobatch.wire.sync import Wire, call
 
 
 class Redis(Funnel, redis.Redis):
@@ -50,11 +46,6 @@ class Redis(Funnel, redis.Redis):
         eager: Redis = twin_of(self, EagerRedis)
         return eager
 
-    @property
-    def batching(self) -> Redis:
-        """The client whose eager view this is; a client that batches is its own."""
-        return self
-
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Queue a command and return its Future; outside a scope run it and return its value.
 
@@ -77,7 +68,7 @@ class Redis(Funnel, redis.Redis):
         if self._caches or names_himport(args[0]):
             return super()._execute_command(*args, **options)
         command = self._command(Command, args, options, None)
-        value = self._wire.call(command)
+        value = call(command)
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])
         return value
@@ -95,13 +86,6 @@ class Redis(Funnel, redis.Redis):
     # redis-py's signatures.
     if not TYPE_CHECKING:
 
-        def set(self, name, value, *args, **options):
-            # redis-py looks through every SET for its experimental arguments, which takes as long
-            # as all the rest of it. They come last, or by their names.
-            if not args and _EXPERIMENTAL.isdisjoint(options):
-                return _set(self, name, value, **options)
-            return super().set(name, value, *args, **options)
-
         def register_script(self, script):
             self._know_script(script)
             return super().register_script(script)
@@ -115,24 +99,6 @@ class Redis(Funnel, redis.Redis):
         def lock(self, *args, **kwargs):
             # Lock.locked() tests `is not None`, and its other methods need each reply at once.
             return super(Redis, self.eager).lock(*args, **kwargs)
-
-        def pipeline(self, *args, **kwargs):
-            return aside(super().pipeline(*args, **kwargs))
-
-        def pubsub(self, **kwargs):
-            return aside(super().pubsub(**kwargs))
-
-        def monitor(self):
-            return aside(super().monitor())
-
-        def json(self, *args, **kwargs):
-            return aside_module(super().json(*args, **kwargs))
-
-        def ft(self, *args, **kwargs):
-            return aside_module(super().ft(*args, **kwargs))
-
-        def ts(self, *args, **kwargs):
-            return aside_module(super().ts(*args, **kwargs))
 
     def close(self) -> None:
         """Send what waits, then close the connections, as redis-py's client does."""
@@ -158,9 +124,8 @@ class EagerRedis(Redis):
         return self
 
     @property
-    def batching(self) -> Redis:
-        origin: Redis = self._origin
-        return origin
+    def batching(self) -> Any:
+        return self._origin
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()

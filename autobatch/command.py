@@ -376,6 +376,20 @@ class ScriptCall(Command):
         return (self.traits.script, self.script.source, *self.args[2:])
 
 
+class PinnedCommand(Command):
+    """A command of a cluster's client whose place is known when it is called.
+
+    Attributes:
+        node: redis-py's node that has to run it, if it is for a certain one.
+        slot: the slot that it belongs to, if it is not.
+    """
+
+    __slots__ = ("node", "slot")
+
+    node: Any
+    slot: int | None
+
+
 NEVER_DECODE = "NEVER_DECODE"  # redis-py's option of that name
 _EMPTY_RESPONSE = "EMPTY_RESPONSE"
 # For parse_response itself, not for the callback.

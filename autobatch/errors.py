@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 
 class AutobatchError(Exception):
@@ -23,6 +23,10 @@ class NoLoop(AutobatchError):
 
 class PendingAttribute(NotReady, AttributeError):
     """An attribute of a value that is not there yet. `hasattr` says no, instead of raising."""
+
+
+class CrossSlot(AutobatchError, RedisClusterException):
+    """The keys of a command, or of an atomic block, belong to different slots of a cluster."""
 
 
 class _Undelivered(AutobatchError, RedisConnectionError):

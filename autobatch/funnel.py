@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from typing import Any, ClassVar, Self, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
+import redis
+from redis.commands.core import AsyncScript
 from redis.exceptions import DataError
 
+from autobatch.aside import aside, aside_module
 from autobatch.command import (
     IN_LIBRARY,
     NEVER_DECODE,
@@ -30,8 +34,10 @@ C = TypeVar("C", bound=Command)
 
 # redis-py's own dict of callbacks folds case in Python, at each access. Its keys are upper case.
 _dict_get: Any = dict.get
-_getframe: Any = sys._getframe  # noqa: SLF001  # public in all but name
+_getframe: Any = sys._getframe  # public in all but name
 _new: Any = object.__new__
+_set: Any = getattr(redis.Redis.set, "__wrapped__", redis.Redis.set)
+_EXPERIMENTAL = frozenset({"ifeq", "ifne", "ifdeq", "ifdne"})
 _NO_OPTIONS: dict[str, Any] = {}
 
 
@@ -43,8 +49,8 @@ class Funnel:
     _future_type: ClassVar[type[Future]] = Future
 
     retry_writes = False
-    connection_pool: Any
     response_callbacks: Any
+    get_encoder: Any
 
     def __init__(self, *args: Any, retry_writes: bool = False, **kwargs: Any) -> None:
         """Create a client.
@@ -66,6 +72,19 @@ class Funnel:
         client.retry_writes = retry_writes
         made: Self = client
         return made
+
+    @property
+    def batching(self) -> Self:
+        """The client whose eager view this is; a client that batches is its own."""
+        return self
+
+    @property
+    def root(self) -> Any:
+        """The client that this one is a view of, however many times removed: it owns the rest."""
+        client: Any = self
+        while isinstance(client, Funnel) and client._origin is not None:
+            client = client._origin
+        return client
 
     @functools.cached_property
     def _wire(self) -> Any:
@@ -163,11 +182,60 @@ class Funnel:
         caller = None if scope is None else calling_frame()
         return kind(traits_of(args), args, options, packed, callback, self._wire, owner, caller)
 
+    # A type checker goes on seeing redis-py's signatures.
+    if not TYPE_CHECKING:
+
+        def set(self, name, value, *args, **options):
+            # redis-py looks through every SET for its experimental arguments, which takes as long
+            # as all the rest of it. They come last, or by their names.
+            if not args and _EXPERIMENTAL.isdisjoint(options):
+                return _set(self, name, value, **options)
+            return super().set(name, value, *args, **options)
+
+        # What takes a connection itself.
+
+        def pipeline(self, *args, **kwargs):
+            return self._aside(super().pipeline(*args, **kwargs))
+
+        def pubsub(self, *args, **kwargs):
+            return self._aside(super().pubsub(*args, **kwargs))
+
+        def monitor(self, *args, **kwargs):
+            return self._aside(super().monitor(*args, **kwargs))
+
+        def json(self, *args, **kwargs):
+            return aside_module(super().json(*args, **kwargs))
+
+        def ft(self, *args, **kwargs):
+            return aside_module(super().ft(*args, **kwargs))
+
+        def ts(self, *args, **kwargs):
+            return aside_module(super().ts(*args, **kwargs))
+
+        def _aside(self, thing):
+            return aside(thing)
+
     def _know_script(self, source: Any) -> None:
         """Remember a script's text, so that its digest can travel in batches."""
-        text = self.connection_pool.get_encoder().encode(source)
+        text = self.get_encoder().encode(source)
         digest = hashlib.sha1(text, usedforsecurity=False).hexdigest()
         self._wire.scripts[digest] = Script(digest, source)
+
+
+class BatchingScript(AsyncScript):
+    """redis-py's script; called with a batching client, it gives a Future at once."""
+
+    def __call__(  # type: ignore[override]  # redis-py's is a coroutine function
+        self, keys: Any = None, args: Any = None, client: Any = None
+    ) -> Awaitable[Any]:
+        client = self.registered_client if client is None else client
+        if not isinstance(client, Funnel):
+            return super().__call__(keys, args, client)
+        client._know_script(self.script)  # one of ours
+        keys = tuple(keys or ())
+        batching: Any = client
+        evalsha: Callable[..., Awaitable[Any]] = batching.evalsha
+        return evalsha(self.sha, len(keys), *keys, *(args or ()))
 
 
 def without_futures(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -202,6 +270,10 @@ class _Nobody:
     def follow(self, promise: Promise) -> None:
         pass
 
+    @property
+    def written_slots(self) -> set[int]:
+        return set()
+
 
 _NOBODY = _Nobody()
 
@@ -215,6 +287,10 @@ def twin_of(client: T, kind: type[Any]) -> Any:
     twin_type: Any = kind
     twin = object.__new__(_twin_class(client_type, twin_type))
     twin.__dict__.update(client.__dict__)
+    for base in client_type.__mro__:  # redis-py's asyncio client of a cluster has slots, too
+        for name in getattr(base, "__slots__", ()):
+            if hasattr(client, name) and not name.startswith("__"):
+                setattr(twin, name, getattr(client, name))
     twin._origin = client
     return twin
 

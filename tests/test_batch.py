@@ -14,27 +14,9 @@ from autobatch.batch import Batch, Transaction, commands_of, plan
 from autobatch.command import Command, Script, ScriptCall, traits_of
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.promise import PENDING, Failure
-from pending import Keeper
+from pending import PAPER, Keeper, PaperWire
 
 BROKEN = redis.ConnectionError("broken")
-
-
-class PaperWire:
-    """What a batch asks of a wire; nothing travels on it."""
-
-    asynchronous = False
-    retry_writes = False
-    decodes = False
-    pack = staticmethod(hiredis.pack_command)
-
-    def __init__(self, server="server"):
-        self.server = server
-
-    def decode(self, reply):
-        return reply.decode()
-
-
-PAPER = PaperWire()
 
 
 def command(*args, wire=PAPER, owner=None, callback=None, **options):

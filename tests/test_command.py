@@ -13,7 +13,7 @@ import autobatch
 from autobatch.command import TABLE, Command, Travel, calling_frame, spelled_out, traits_of
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.future import promise_of
-from pending import Keeper
+from pending import PAPER, Keeper
 
 # Readonly for the server, and yet not in the table: it is a cluster's, and asks for a slot.
 READS_OF_CLUSTERS = {"CLUSTERSCAN"}
@@ -33,7 +33,7 @@ def alone(*args):
 
 def command(*args, caller=None):
     """Return a command that nobody will send."""
-    return Command(traits(*args), spelled_out(args), {}, b"", None, None, Keeper(), caller)
+    return Command(traits(*args), spelled_out(args), {}, b"", None, PAPER, Keeper(), caller)
 
 
 def spellings(name):

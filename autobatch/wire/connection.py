@@ -138,7 +138,9 @@ def read(
     connection = getattr(connection, "_conn", connection)
     try:
         parser = getattr(connection, "_parser", None)
-        if _HiredisParser is not None and type(parser) is _HiredisParser:
+        # A subclass may know more errors, as that of clusters, or read in its own way.
+        reader = getattr(type(parser), "read_response", None)
+        if _HiredisParser is not None and reader is _HiredisParser.read_response:
             _read_with_hiredis(parser, count, raw, replies)
         else:
             _read_one_by_one(connection, count, raw, replies)
@@ -196,8 +198,8 @@ def _read_one_by_one(
         replies.append(reply)
 
 
-async def exchange_one(connection: Any, command: Command) -> None:
-    """Send one command on an asyncio connection and settle it.
+async def exchange_one(connection: Any, command: Command, *, ask: bool = False) -> None:
+    """Send one command on an asyncio connection and settle it; with `ask` behind an ASKING.
 
     It is sent again as the connection's retry policy says, if it only reads or the wire retries
     writes, too.
@@ -206,6 +208,9 @@ async def exchange_one(connection: Any, command: Command) -> None:
     async def attempt() -> Any:
         task = asyncio.current_task()
         cancelled = task.cancelling() if task is not None else 0
+        if ask:
+            await connection.send_command("ASKING")
+            await connection.read_response()
         await connection.send_packed_command([command.packed])
         if task is not None and task.cancelling() > cancelled:
             # Python 3.11's wait_for(), in redis-py, forgets a cancellation that comes when it is

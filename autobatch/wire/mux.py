@@ -13,7 +13,7 @@ import collections
 import contextlib
 import inspect
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import redis
@@ -33,6 +33,10 @@ MAX_IN_FLIGHT = 20_000
 PORTION = 1_000
 # Bytes that are written in one go, before the loop gets its turn.
 MAX_WRITE = 256 * 1024
+
+
+class LoopEnds(redis.ConnectionError):
+    """A connection was closed for good, since its event loop ends."""
 
 
 class Wire:
@@ -59,20 +63,27 @@ class Wire:
         self._pool = pool
         self._homes: weakref.WeakSet[_Home] = weakref.WeakSet()
 
-    def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> None:
+    def problem_of(self, _: Sequence[Command]) -> str | None:
+        """Return why some commands cannot be one transaction: on one server they can."""
+        return None
+
+    def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> int:
         """Hand a batch over to the running loop's connection, which writes it very soon.
 
         Args:
             batch: what to send.
             lane: which of the connections; the batches of one lane keep their order.
             landed: called once every command of the batch is settled.
+
+        Returns:
+            How many exchanges that takes.
         """
         link = self.at_home().link(lane % self.lanes)
         portions = batch.portions(PORTION)
         left = len(portions)
         if left == 1:
             link.submit(batch, landed)
-            return
+            return 1
 
         def one_landed() -> None:
             nonlocal left
@@ -82,6 +93,7 @@ class Wire:
 
         for portion in portions:
             link.submit(portion, one_landed)
+        return len(portions)
 
     def at_home(self) -> _Home:
         """Return what this wire has in the running loop; that ends when the loop ends."""
@@ -108,6 +120,18 @@ class Wire:
             connection: which to use, instead of one of the pool.
             lock: who uses that connection.
         """
+        await self.run(command, connection, lock)
+        return await value_of(command)
+
+    async def run(
+        self,
+        command: Command,
+        connection: Any = None,
+        lock: asyncio.Lock | None = None,
+        *,
+        ask: bool = False,
+    ) -> None:
+        """Do the same, and only settle the command; with `ask` behind an ASKING."""
         self.at_home()
         async with lock or contextlib.nullcontext():
             borrowed = connection is None
@@ -119,14 +143,12 @@ class Wire:
                         await connection.connect()
                 except Exception as error:
                     command.not_sent("no connection", error)
-                    return _value(command)
+                    return
             try:
-                await greeted.exchange_one(connection, command)
+                await greeted.exchange_one(connection, command, ask=ask)
             finally:
                 if borrowed:
                     await self._pool.release(connection)
-        value = _value(command)
-        return await value if inspect.isawaitable(value) else value
 
     async def landed(self) -> None:
         """Wait until everything that was handed over by now in the running loop has landed."""
@@ -141,10 +163,12 @@ class Wire:
             await home.close()
 
 
-def _value(command: Command) -> Any:
-    if type(command.outcome) is Failure:
-        raise command.outcome.error
-    return command.outcome
+async def value_of(command: Command) -> Any:
+    """Return the value of a settled command, or raise its error."""
+    value = command.outcome
+    if type(value) is Failure:
+        raise value.error
+    return await value if inspect.isawaitable(value) else value
 
 
 class _Home:
@@ -252,7 +276,7 @@ class _Flight:
             ]
             run_all(Command.run_callbacks, waited_for)
         finally:
-            if not self.batch.entries:
+            if self.batch.divided or not self.batch.entries:
                 self._landed()
                 if self.waiter is not None and not self.waiter.done():
                     self.waiter.set_result(None)
@@ -479,9 +503,12 @@ class Link:
         left = []
         for flight in flights:
             flight.attempts += 1
-            if flight.batch.entries and (flight.attempts > retries >= 0 or self._closing):
-                flight.batch.give_up(cause)
-            if flight.batch.entries:
+            divided = flight.batch.divided
+            if flight.batch.entries and (
+                divided or flight.attempts > retries >= 0 or self._closing
+            ):
+                flight.batch.hand_back(cause)
+            if flight.batch.entries and not divided:
                 flight.prepare()
                 left.append(flight)
             flight.land()
@@ -534,7 +561,7 @@ class Link:
         flights = list(self._waiting)
         self._waiting.clear()
         for flight in flights:
-            flight.batch.give_up(error)
+            flight.batch.hand_back(error)
             flight.land()
         self._go_on()
 
@@ -543,7 +570,7 @@ class Link:
         self._closing = True
         if self._connecting is not None:
             self._connecting.cancel()
-        gone = redis.ConnectionError("the connection was closed: its event loop ends")
+        gone = LoopEnds("the connection was closed: its event loop ends")
         self.lose(gone)
         self._fail_all(gone)
 

@@ -20,10 +20,10 @@ def server_of(pool: Any) -> object:
     return kwargs.get("host", "localhost"), int(kwargs.get("port", 6379)), database  # the defaults
 
 
-def wires_of(pool: Any) -> dict[bool, Any]:
-    """Return the wires of a pool, by whether they retry writes.
+def wires_of(home: Any) -> dict[bool, Any]:
+    """Return the wires of a connection pool, or of a cluster's client, by `retry_writes`.
 
-    They are kept on the pool itself: clients that share it share them, and they live as long.
+    They are kept on it: clients that share it share them, and they live as long.
     """
-    wires: dict[bool, Any] = pool.__dict__.setdefault("_autobatch_wires", {})
+    wires: dict[bool, Any] = home.__dict__.setdefault("_autobatch_wires", {})
     return wires

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -53,6 +54,10 @@ class Wire:
         self.decode = link.decoder(encoder)
         self.scripts: dict[str, Script] = {}
 
+    def problem_of(self, _: Sequence[Command]) -> str | None:
+        """Return why some commands cannot be one transaction: on one server they can."""
+        return None
+
     def acquire(self) -> Any:
         """Return a connected connection that nobody else uses until `release`.
 
@@ -90,16 +95,31 @@ class Wire:
         finally:
             self._lock.release()
 
-    def call(self, command: Command) -> Any:
-        """Run one command at once and return its value, or raise its error."""
-        exchange([Batch(self, [command])])
-        outcome = command.outcome
-        if type(outcome) is Failure:
-            raise outcome.error
-        return outcome
+    def divide(self, batch: Batch) -> list[Batch]:
+        """Return what to send on which connection; of one server all on one."""
+        return [batch]
+
+    def send_again(self, flights: list[Flight]) -> tuple[int, int]:
+        """Send what is left, as often as the client's `Retry` says.
+
+        Returns:
+            How often the network was waited for, and how many exchanges that took.
+        """
+        (flight,) = flights
+        again = _send_again(flight)
+        return again, again
 
 
-class _Flight:
+def call(command: Command) -> Any:
+    """Run one command at once and return its value, or raise its error."""
+    exchange([Batch(command.wire, [command])])
+    outcome = command.outcome
+    if type(outcome) is Failure:
+        raise outcome.error
+    return outcome
+
+
+class Flight:
     """One batch on its way over one connection."""
 
     __slots__ = ("_count", "_raw", "batch", "connection", "failure", "replies", "written")
@@ -196,9 +216,12 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
     Returns:
         How often the network was waited for, and how many exchanges that took.
     """
-    flights = [_Flight(batch) for batch in batches]
+    journeys = [
+        (batch.wire, [Flight(part) for part in batch.wire.divide(batch)]) for batch in batches
+    ]
+    flights = [flight for _, own in journeys for flight in own]
     try:
-        _fly(flights)
+        fly(flights)
     except BaseException as error:
         for flight in flights:
             flight.land()
@@ -208,15 +231,18 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
         flight.land()
     round_trips = 1
     exchanges = len(flights)
-    for flight in flights:
-        if flight.batch.entries:
-            again = _send_again(flight)
-            round_trips += again
-            exchanges += again
+    for wire, own in journeys:
+        for flight in own:
+            if flight.batch.entries:
+                waits, more = wire.send_again(own)
+                round_trips += waits
+                exchanges += more
+                break
     return round_trips, exchanges
 
 
-def _fly(flights: list[_Flight]) -> None:
+def fly(flights: list[Flight]) -> None:
+    """Write all, then read all. What fails is kept in its flight; an interruption is raised."""
     try:
         # Always in the same order, so that two threads cannot wait for each other's pool.
         for flight in sorted(flights, key=_pool_order) if len(flights) > 1 else flights:
@@ -235,11 +261,11 @@ def _fly(flights: list[_Flight]) -> None:
             flight.release()
 
 
-def _pool_order(flight: _Flight) -> int:
+def _pool_order(flight: Flight) -> int:
     return id(flight.batch.wire)
 
 
-def _send_again(flight: _Flight) -> int:
+def _send_again(flight: Flight) -> int:
     """Send what is left of a batch under the client's retry policy; return how often it was."""
     batch, connection, failure = flight.batch, flight.connection, flight.failure
     assert failure is not None
@@ -255,9 +281,9 @@ def _send_again(flight: _Flight) -> int:
             first, failure = failure, None
             raise first
         attempts += 1
-        again = _Flight(batch)
+        again = Flight(batch)
         try:
-            _fly([again])
+            fly([again])
         finally:
             again.land()
         if again.connection is None and again.failure is not None:

@@ -1,0 +1,161 @@
+"""The asyncio client of a cluster, and its eager view."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import redis.asyncio
+
+from autobatch.cluster import Call, Clustered
+from autobatch.funnel import BatchingScript, Funnel, twin_of
+from autobatch.future import AsyncFuture
+from autobatch.keys import ONE_KEY
+from autobatch.scope import Scope, StrayScope, aflush, astep_aside, current, open_scope, stray_scope
+from autobatch.wire.cluster_mux import Wire
+from autobatch.wire.server import wires_of
+
+_TARGET = "target_nodes"
+
+
+class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]  # redis-py's own
+    """redis-py's asyncio client of a cluster, batching: every call returns a Future at once.
+
+    Each node has one connection that all tasks of an event loop share. Otherwise as
+    `autobatch.asyncio.Redis` and `autobatch.RedisCluster`.
+    """
+
+    _future_type = AsyncFuture
+    _lanes = 1
+
+    def __init__(self, *args: Any, lanes: int = 1, **kwargs: Any) -> None:
+        """Create a client.
+
+        Args:
+            args: as for redis-py's client.
+            lanes: how many connections to each node its tasks share in each event loop.
+            kwargs: as for redis-py's client, and `retry_writes` as for the synchronous one.
+        """
+        if lanes < 1:
+            raise ValueError("lanes must be at least 1")
+        super().__init__(*args, **kwargs)
+        self._lanes = lanes
+
+    @functools.cached_property
+    def _wire(self) -> Wire:
+        retry_writes = self.retry_writes
+        wire: Wire = wires_of(self.root).setdefault(
+            retry_writes, Wire(self, self._lanes, retry_writes=retry_writes)
+        )
+        owner = self if self._origin is None else self._origin
+        if isinstance(owner, RedisCluster):
+            weakref.finalize(owner, wire.abandon).atexit = False
+        return wire
+
+    @property
+    def eager(self) -> RedisCluster:
+        """The plain view of this client: it flushes what waits, and gives coroutines."""
+        eager: RedisCluster = twin_of(self, EagerRedisCluster)
+        return eager
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Queue a command and return its Future.
+
+        Raises:
+            redis.DataError: an argument cannot be sent.
+            redis.exceptions.RedisClusterException: its keys belong to different slots.
+            NotReady: an argument is a Future that has no value yet.
+        """
+        scope = current()
+        if scope is None or scope.closed:
+            loop = asyncio._get_running_loop()
+            if loop is None:
+                return self._in_a_loop(args, options)
+            scope = stray_scope(loop)
+        elif scope.loop is None:
+            scope.loop = asyncio._get_running_loop()
+        if args[0] in ONE_KEY and len(args) > 1 and _TARGET not in options:
+            return self._queue(scope, args, options)
+        if not self.nodes_manager.slots_cache:
+            return self._when_initialized(args, options)
+        return self._queue_routed(scope, args, options)
+
+    async def _when_initialized(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        # The first call of all, of a command that goes to certain nodes: which are there?
+        await self.initialize()
+        return await self.execute_command(*args, **options)
+
+    async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        # For asyncio.run(client.get("key")): called before there is a loop.
+        return await self.execute_command(*args, **options)
+
+    def _queue_unknown(self, scope: Scope, call: Call) -> Any:
+        return self._find_and_run(scope, call)
+
+    async def _find_and_run(self, scope: Scope, call: Call) -> Any:
+        if call.of_search:
+            if not isinstance(scope, StrayScope):
+                await scope.astep_aside()
+            return await super(Funnel, self).execute_command(*call.args, **call.options)
+        call.place(await self._determine_slot(*call.args))
+        return await self._queue_call(scope, call)
+
+    def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return self._step_aside(scope, args, options)
+
+    async def _step_aside(
+        self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        if not isinstance(scope, StrayScope):
+            await scope.astep_aside()
+        await astep_aside(self.root)
+        await self.initialize()
+        call = Call(self, args, options)
+        values = await asyncio.gather(*map(self._wire.call, call.commands(None)))
+        if call.traits.name == "SCRIPT LOAD":
+            self._know_script(call.args[-1])
+        return call.finish(list(values))
+
+    if not TYPE_CHECKING:
+
+        def register_script(self, script):
+            self._know_script(script)
+            return BatchingScript(self, script)
+
+    async def aclose(self) -> None:
+        """Send what waits, then close the connections, as redis-py's client does."""
+        await aflush()
+        for wire in list(wires_of(self.root).values()):
+            await wire.close()
+        if self._origin is not None:
+            await self._origin.aclose()
+        else:
+            await super().aclose()
+
+    def __del__(self, *args: Any, **kwargs: Any) -> None:
+        # A twin must not close, nor warn of, what it shares.
+        if self._origin is None:
+            super().__del__(*args, **kwargs)
+
+
+class EagerRedisCluster(RedisCluster):
+    """The plain view of a batching asyncio cluster client: `client.eager`."""
+
+    @property
+    def eager(self) -> RedisCluster:
+        return self
+
+    @property
+    def batching(self) -> Any:
+        return self._origin
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return self._eagerly(args, options)
+
+    async def _eagerly(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        scope = open_scope()
+        if scope is not None:
+            await scope.astep_aside()
+        return await self._queue_routed(stray_scope(asyncio.get_running_loop()), args, options)

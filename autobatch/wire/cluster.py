@@ -1,0 +1,499 @@
+"""Routing: which node of a cluster a command belongs to, and what to do when that has changed.
+
+A batch for a cluster is divided by node, each part travels on that node's own wire, and what a
+node sends on to another one, or loses, is sent again: only that, in the program's order for each
+slot. The topology, the map of the slots and the connections are redis-py's `NodesManager`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    RedisClusterException,
+    SlotNotCoveredError,
+    TryAgainError,
+)
+
+from autobatch.batch import Batch, Entry, Transaction, commands_of, reason_of
+from autobatch.command import Command, PinnedCommand, Script
+from autobatch.keys import ONE_KEY, keys_of
+from autobatch.promise import PENDING
+from autobatch.wire import connection as greeted
+from autobatch.wire import sync
+from autobatch.wire.server import wires_of
+
+# Commands that have no key and yet are routed by an argument, as redis-py does.
+_LIKE_KEYS = frozenset({"PUBLISH"})
+# With these a node says that it has not run the command, and that it can run elsewhere or later.
+NOT_HERE = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError)
+# How often a command follows the cluster's redirections. redis-py does it as often.
+MAX_REDIRECTIONS = 16
+_TRY_AGAIN_PAUSE = 0.05  # seconds, as redis-py's
+_CLUSTER_DOWN_PAUSE = 0.25  # likewise
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
+_EVERYTHING = 1 << 62
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Leftover:
+    """A command, or a transaction, that has to be sent again.
+
+    Attributes:
+        entry: what it is.
+        cause: why; None for a read that has to stay behind such a command.
+        sent: it may have run.
+        redirections, failures: how often it was told to go elsewhere, or got no answer.
+    """
+
+    entry: Entry
+    cause: BaseException | None = None
+    sent: bool = False
+    redirections: int = 0
+    failures: int = 0
+
+
+class Part(Batch):
+    """The commands of a cluster's batch for one node. What has to be sent again stays in it.
+
+    Attributes:
+        node: where it goes.
+        ask: the node takes its commands only with ASKING in front of each.
+    """
+
+    __slots__ = ("_causes", "_order", "ask", "node", "router")
+
+    divided = True
+
+    def __init__(
+        self, wire: Any, entries: list[Entry], router: Router, node: Any, *, ask: bool = False
+    ) -> None:
+        super().__init__(wire, entries)
+        self.router = router
+        self.node = node
+        self.ask = ask
+        self._order = entries
+        self._causes: dict[Entry, BaseException] = {}
+
+    def portions(self, size: int) -> list[Part]:  # type: ignore[override]  # a list of its own
+        if len(self.entries) <= size:
+            return [self]
+        portions = [self.entries[i : i + size] for i in range(0, len(self.entries), size)]
+        return [Part(self.wire, each, self.router, self.node, ask=self.ask) for each in portions]
+
+    def seal(self) -> bytes:
+        sealed = super().seal()
+        if self.ask:
+            return b"".join([_ASKING + entry.packed for entry in self.entries])
+        return sealed
+
+    def expected(self) -> tuple[int, frozenset[int]]:
+        if not self.ask:
+            return super().expected()
+        count = 0
+        raw = []
+        for entry in self.entries:
+            count += 1 + entry.reply_count
+            if entry.never_decode:
+                raw.append(count - 1)
+        return count, frozenset(raw)
+
+    def settle(self, replies: list[Any]) -> None:
+        if self.ask:
+            replies = self._without_asking(replies)
+        if not any(isinstance(reply, NOT_HERE) for reply in replies):
+            super().settle(replies)
+            return
+        entries, self.entries = self.entries, []
+        position = 0
+        for entry in entries:
+            self._settle(entry, replies[position : position + entry.reply_count])
+            position += entry.reply_count
+
+    def abort(
+        self,
+        replies: list[Any],
+        written: int,
+        cause: BaseException,
+        later: Any = None,
+    ) -> None:
+        if self.ask:
+            replies = self._without_asking(replies)
+            written = _EVERYTHING if written else 0  # how much of it was ASKING does not matter
+        entries, self.entries = self.entries, []
+        position = 0
+        while entries and position + entries[0].reply_count <= len(replies):
+            entry = entries.pop(0)
+            self._settle(entry, replies[position : position + entry.reply_count])
+            written -= len(entry.packed)
+            position += entry.reply_count
+        redirected, self.entries = self.entries, entries
+        super().abort(replies[position:], written, cause, later)
+        for entry in self.entries:
+            self._causes[entry] = cause
+        self.entries[:0] = redirected
+
+    def hand_back(self, cause: BaseException) -> None:
+        for entry in self.entries:
+            self._causes.setdefault(entry, cause)
+
+    def leftovers(self) -> list[tuple[Entry, BaseException | None, bool]]:
+        """Take away what is left: each with the reason, and whether it may have run."""
+        order = {entry: number for number, entry in enumerate(self._order)}
+        entries, self.entries = sorted(self.entries, key=order.__getitem__), []
+        return [(entry, self._causes.get(entry), entry in self._sent) for entry in entries]
+
+    def _settle(self, entry: Entry, replies: Sequence[Any]) -> None:
+        cause = _not_here(entry, replies)
+        if cause is None and entry.read_only and self._causes:
+            # It has run, but too early if a command in front of it has not.
+            slot = self.router.slot_of(entry)
+            if any(self.router.slot_of(kept) == slot for kept in self._causes):
+                self.entries.append(entry)
+                return
+        if cause is not None:
+            self._causes[entry] = cause
+            self.entries.append(entry)
+        elif isinstance(entry, Transaction):
+            entry.settle(replies)
+        else:
+            entry.settle(replies[0])
+
+    def _without_asking(self, replies: list[Any]) -> list[Any]:
+        kept: list[Any] = []
+        position = 0
+        for entry in self._order:
+            kept += replies[position + 1 : position + 1 + entry.reply_count]
+            position += 1 + entry.reply_count
+        return kept
+
+
+def _not_here(entry: Entry, replies: Sequence[Any]) -> BaseException | None:
+    """Return why a node has not run something that can run elsewhere, if that is so."""
+    if isinstance(entry, Transaction) and not isinstance(replies[-1], Exception):
+        return None  # EXEC has run it
+    return next((reply for reply in replies if isinstance(reply, NOT_HERE)), None)
+
+
+class Router:
+    """Which node each command goes to.
+
+    Attributes:
+        client: redis-py's client of the cluster, synchronous or asyncio: it has the topology.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._encode = client.encoder.encode
+
+    def slot_of_key(self, key: Any) -> int:
+        """Return the slot of a key."""
+        return int(key_slot(self._encode(key)))
+
+    def slot_of(self, entry: Entry) -> int | None:
+        """Return the slot of a command or a transaction, or None if it has no key."""
+        if isinstance(entry, Transaction):
+            slots = (self.slot_of(command) for command in entry.commands)
+            return next((slot for slot in slots if slot is not None), None)
+        if isinstance(entry, PinnedCommand):
+            return entry.slot
+        name = entry.traits.name
+        if name in ONE_KEY:
+            return key_slot(self._encode(entry.args[1]))
+        keys = entry.args[1:2] if name in _LIKE_KEYS else keys_of(name, entry.args)
+        return self.slot_of_key(keys[0]) if keys else None
+
+    def slots_of(self, args: tuple[Any, ...], name: str) -> list[int] | None:
+        """Return the slots of a command's keys, in order; None if nobody here knows its keys."""
+        keys = args[1:2] if name in _LIKE_KEYS else keys_of(name, args)
+        return None if keys is None else [self.slot_of_key(key) for key in keys]
+
+    def problem_of(self, commands: Sequence[Command]) -> str | None:
+        """Return why some commands cannot be one transaction, if they cannot."""
+        slots = {self.slot_of(command): command for command in commands}
+        slots.pop(None, None)
+        one, *others = [command.describe() for command in slots.values()] or [""]
+        if not others:
+            return None
+        return (
+            f"its commands belong to different slots of the cluster ({one}; {others[0]}). Give "
+            "their keys a hash tag, the same part in braces, as in {user:1}:name and {user:1}:age"
+        )
+
+    def divide(
+        self, entries: Iterable[Entry]
+    ) -> tuple[list[tuple[Any, list[Entry]]], list[tuple[Entry, BaseException]]]:
+        """Return the commands of each node, in order, and those that no node is known for."""
+        client = self.client
+        slots_cache = client.nodes_manager.slots_cache
+        by_name: dict[str, tuple[Any, list[Entry]]] = {}
+        stranded: list[tuple[Entry, BaseException]] = []
+        placed = [(entry, self.slot_of(entry)) for entry in entries]
+        on_primary = self._to_be_read_on_primary(placed)
+        for entry, slot in placed:
+            try:
+                if slot is None:
+                    node = getattr(entry, "node", None) or client.get_default_node()
+                elif on_primary is None or slot in on_primary or not entry.read_only:
+                    node = slots_cache[slot][0]
+                else:
+                    node = client.nodes_manager.get_node_from_slot(
+                        slot, client.read_from_replicas, client.load_balancing_strategy
+                    )
+                of_node = by_name.get(node.name)
+            except (KeyError, IndexError, AttributeError, SlotNotCoveredError) as error:
+                cause = SlotNotCoveredError(f"no node is known for slot {slot}")
+                cause.__cause__ = error
+                stranded.append((entry, cause))
+                continue
+            if of_node is None:
+                by_name[node.name] = node, [entry]
+            else:
+                of_node[1].append(entry)
+        return list(by_name.values()), stranded
+
+    def _to_be_read_on_primary(self, placed: list[tuple[Entry, int | None]]) -> set[int] | None:
+        """Return the slots whose reads must see what their scope has written; None: all slots.
+
+        A replica may be behind its primary, or ahead of a write that was called later.
+        """
+        client = self.client
+        if not (client.read_from_replicas or client.load_balancing_strategy):
+            return None
+        slots: set[int] = set()
+        for entry, slot in placed:
+            owner: Any = commands_of([entry])[0].owner
+            written = owner.written_slots
+            if not entry.read_only and slot is not None:
+                written.add(slot)
+                slots.add(slot)
+            slots |= written
+        return slots
+
+    def pause(self, leftovers: Iterable[Leftover]) -> float:
+        """Return how many seconds to wait before some are sent again."""
+        seconds = 0.0
+        for one in leftovers:
+            if isinstance(one.cause, TryAgainError):
+                seconds = max(seconds, _TRY_AGAIN_PAUSE)
+            elif isinstance(one.cause, (ClusterDownError, SlotNotCoveredError)):
+                seconds = max(seconds, _CLUSTER_DOWN_PAUSE)
+            elif one.failures:
+                seconds = max(seconds, greeted.backoff(self.client, one.failures))
+        return seconds
+
+    def news(self, leftovers: Iterable[Leftover]) -> tuple[list[MovedError], bool]:
+        """Return what has moved, once a slot, and whether to ask for the whole topology."""
+        moved: dict[int, MovedError] = {}
+        lost = False
+        for one in leftovers:
+            if isinstance(one.cause, MovedError):
+                moved[one.cause.slot_id] = one.cause
+            elif isinstance(one.cause, AskError):
+                lost = lost or self._node_of(one.cause) is None
+            elif one.cause is not None and not isinstance(one.cause, TryAgainError):
+                lost = True
+        if moved:
+            # As redis-py does: the map is patched, and asked for at every so many redirections.
+            client = self.client
+            client.reinitialize_counter += 1
+            steps = client.reinitialize_steps
+            if steps and client.reinitialize_counter % steps == 0:
+                client.reinitialize_counter = 0
+                lost = True
+        return list(moved.values()), lost
+
+    def divide_again(
+        self, leftovers: Iterable[Leftover]
+    ) -> tuple[list[tuple[Any, list[Entry], bool]], list[tuple[Entry, BaseException]]]:
+        """Return what to send where, and whether with ASKING, and what no node is known for."""
+        asked: dict[str, tuple[Any, list[Entry], bool]] = {}
+        others: list[Entry] = []
+        for one in leftovers:
+            node = self._node_of(one.cause) if type(one.cause) is AskError else None
+            if node is None:
+                others.append(one.entry)
+            else:
+                asked.setdefault(node.name, (node, [], True))[1].append(one.entry)
+        divided, stranded = self.divide(others)
+        return [*asked.values(), *((node, of_node, False) for node, of_node in divided)], stranded
+
+    def _node_of(self, ask: AskError) -> Any:
+        return self.client.nodes_manager.get_node(host=ask.host, port=ask.port)
+
+
+class Recovery:
+    """What has to be sent again, in the program's order for each slot, and how often it may be."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._left: dict[Entry, Leftover] = {}
+
+    def collect(self, parts: Iterable[Part]) -> None:
+        """Take over what is left of some parts that have landed."""
+        for part in parts:
+            for entry, cause, sent in part.leftovers():
+                self.add(entry, cause, sent=sent)
+
+    def add(self, entry: Entry, cause: BaseException | None, *, sent: bool = False) -> None:
+        """Take over something; what was here before keeps its place."""
+        one = self._left.setdefault(entry, Leftover(entry))
+        one.cause = cause
+        one.sent = one.sent or sent
+        if isinstance(cause, (AskError, TryAgainError)):  # and MOVED, which is a kind of ASK
+            one.redirections += 1
+        elif cause is not None:
+            one.failures += 1
+
+    def take(self) -> list[Leftover]:
+        """Return what may be sent once more; settle the others with their reason."""
+        retries = self._router.client.retry.get_retries()
+        for one in list(self._left.values()):
+            if one.redirections > MAX_REDIRECTIONS or one.failures > retries >= 0:
+                del self._left[one.entry]
+                _give_up(one, one.cause)
+        return list(self._left.values())
+
+    def settled(self) -> None:
+        """Forget what was settled."""
+        self._left = {
+            entry: one
+            for entry, one in self._left.items()
+            if commands_of([entry])[0].outcome is PENDING
+        }
+
+    def give_up(self, cause: BaseException) -> None:
+        """Settle everything: it will not be sent again."""
+        left, self._left = self._left, {}
+        for one in left.values():
+            _give_up(one, cause)
+
+
+def _give_up(one: Leftover, cause: BaseException | None) -> None:
+    reason = one.cause or cause
+    if isinstance(reason, redis.ResponseError):
+        for command in commands_of([one.entry]):
+            command.fail(_copy(reason))
+        return
+    assert reason is not None
+    if one.sent:
+        one.entry.outcome_unknown(reason_of(reason), reason)
+    else:
+        one.entry.not_sent(reason_of(reason), reason)
+
+
+def _copy(error: Exception) -> Exception:
+    """Return an error of its own for one of several commands that share a reason."""
+    return type(error)(*error.args)
+
+
+class Wire:
+    """Where the batches of one synchronous cluster client travel: a connection for each node.
+
+    Attributes:
+        server, retry_writes, pack, pack_fast, decodes, decode, scripts: as on a wire to one
+            server.
+    """
+
+    asynchronous = False
+
+    def __init__(self, client: Any, *, retry_writes: bool = False) -> None:
+        self.retry_writes = retry_writes
+        self.router = Router(client)
+        pool = client.get_redis_connection(client.get_default_node()).connection_pool
+        self.pack, self.pack_fast = greeted.packers(pool)
+        encoder = client.encoder
+        self.decodes: bool = encoder.decode_responses
+        self.decode = greeted.decoder(encoder)
+        self.scripts: dict[str, Script] = {}
+
+    def problem_of(self, commands: Sequence[Command]) -> str | None:
+        """Return why some commands cannot be one transaction, if they cannot."""
+        return self.router.problem_of(commands)
+
+    @property
+    def server(self) -> object:
+        names = [node.name for node in self.router.client.get_primaries()]
+        return "cluster", min(names, default="")
+
+    def divide(self, batch: Batch) -> list[Part]:
+        """Return the parts of a batch, which take over its commands."""
+        entries, batch.entries = batch.entries, []
+        divided, stranded = self.router.divide(entries)
+        parts = [self._part(node, of_node) for node, of_node in divided]
+        parts += [Part(_Nowhere(cause), [entry], self.router, None) for entry, cause in stranded]
+        return parts
+
+    def send_again(self, flights: list[sync.Flight]) -> tuple[int, int]:
+        """Send what has to be sent again, after finding out where to.
+
+        Returns:
+            How often the network was waited for, and how many exchanges that took.
+        """
+        recovery = Recovery(self.router)
+        round_trips = exchanges = 0
+        try:
+            recovery.collect([flight.batch for flight in flights])  # type: ignore[misc]  # divided
+            while left := recovery.take():
+                self._catch_up(left)
+                divided, stranded = self.router.divide_again(left)
+                flights = [sync.Flight(self._part(*one)) for one in divided]
+                try:
+                    sync.fly(flights)
+                finally:
+                    for flight in flights:
+                        flight.land()
+                    recovery.settled()
+                    recovery.collect([flight.batch for flight in flights])  # type: ignore[misc]
+                for entry, cause in stranded:
+                    recovery.add(entry, cause)
+                round_trips += 1
+                exchanges += len(flights)
+        except BaseException as error:
+            recovery.give_up(error)
+            raise
+        return round_trips, exchanges
+
+    def _catch_up(self, left: list[Leftover]) -> None:
+        """Wait if need be, and learn what has changed."""
+        pause = self.router.pause(left)
+        if pause:
+            time.sleep(pause)
+        moved, lost = self.router.news(left)
+        manager = self.router.client.nodes_manager
+        if lost:
+            try:
+                manager.initialize()
+            except (redis.RedisError, RedisClusterException, OSError):
+                return  # the next attempt tells
+        else:
+            for error in moved:
+                manager.move_slot(error)
+
+    def _part(self, node: Any, entries: list[Entry], ask: bool = False) -> Part:  # noqa: FBT001, FBT002  # as divided
+        pool = self.router.client.get_redis_connection(node).connection_pool
+        wire = wires_of(pool).setdefault(
+            self.retry_writes, sync.Wire(pool, retry_writes=self.retry_writes)
+        )
+        return Part(wire, entries, self.router, node, ask=ask)
+
+
+class _Nowhere:
+    """The wire of what no node is known for."""
+
+    retry_writes = False
+
+    def __init__(self, cause: BaseException) -> None:
+        self._cause = cause
+
+    def acquire(self) -> Any:
+        raise redis.ConnectionError(str(self._cause)) from self._cause
