@@ -93,7 +93,7 @@ class Transaction:
         if self.wire.decodes and not command.never_decode:
             try:
                 reply = self.wire.decode(reply)
-            except UnicodeDecodeError as error:
+            except (UnicodeDecodeError, RecursionError) as error:
                 reply = error
         command.settle(reply)
 

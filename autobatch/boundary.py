@@ -22,6 +22,7 @@ from autobatch.scope import (
     ambient,
     dispatch_stray,
     open_scope,
+    open_scopes,
     surface,
 )
 
@@ -48,6 +49,7 @@ class _Entered:
         if outer is None:
             dispatch_stray()
             outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes, lane)
+            open_scopes.add(outer)
         if boundary.atomic:
             self._part = AtomicPart(outer)
         elif self._discard and self._own is None:

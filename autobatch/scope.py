@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import atexit
 import collections
 import contextvars
 import functools
@@ -455,6 +456,7 @@ class OwnScope(Scope):
 
         Being cancelled ends the wait, not the work; errors are logged then, under `name`.
         """
+        open_scopes.discard(self)
         if self.busy:
             work = asyncio.create_task(self._finish())
             try:
@@ -537,6 +539,7 @@ class OwnScope(Scope):
         Returns:
             The errors that nobody has looked at, in program order.
         """
+        open_scopes.discard(self)
         try:
             for _ in range(_WAVES_AT_END):
                 if self._in_flight or self._carried or self._queue:
@@ -548,6 +551,15 @@ class OwnScope(Scope):
                 self.closed = True
                 self.discard()
         return self.unseen()
+
+    def close_at_exit(self) -> None:
+        """End a scope that the interpreter's end has left open, and log its unseen errors."""
+        # A daemon thread that waits for its server must not keep the interpreter from ending.
+        if self._flushing.acquire(timeout=_PATIENCE_AT_EXIT):
+            try:
+                log_unseen(self.close(), "a scope that was open at exit")
+            finally:
+                self._flushing.release()
 
     def unseen(self) -> list[Failure]:
         """Return, once, the errors that nobody has looked at so far, in program order."""
@@ -600,7 +612,9 @@ def stray_scope(loop: asyncio.AbstractEventLoop) -> StrayScope:
 
 
 def _report_stray(loop: asyncio.AbstractEventLoop, failure: Failure) -> None:
-    if not loop.is_closed():
+    if loop.is_closed():
+        log_unseen([failure], "an event loop that has ended")
+    else:
         message = f"nobody looked at the error of a Redis command: {failure.summary()}"
         context = {"message": message, "exception": failure.error}
         loop.call_soon_threadsafe(loop.call_exception_handler, context)
@@ -907,7 +921,18 @@ def _warn_of_blocking() -> None:
     )
 
 
+# Entered and not left: the interpreter may end before they do.
+open_scopes: set[OwnScope] = set()
+
+
+@atexit.register
+def _at_exit() -> None:
+    while open_scopes:
+        open_scopes.pop().close_at_exit()
+
+
 def _after_fork() -> None:
+    open_scopes.clear()  # they are the parent's
     global _process  # noqa: PLW0603  # the scopes of this process compare theirs with it
     _process = object()
     scope = current()
@@ -922,5 +947,6 @@ _SHOWN_FAILURES = 20
 # What functions given to map() have called rides along at a scope's end, wave after wave. The rest,
 # as of a task that was left behind and never stops calling, goes its way outside the scope.
 _WAVES_AT_END = 32
+_PATIENCE_AT_EXIT = 1.0  # seconds
 _FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()

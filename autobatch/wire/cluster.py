@@ -207,7 +207,7 @@ class Router:
         if isinstance(entry, PinnedCommand):
             return entry.slot
         name = entry.traits.name
-        if name in ONE_KEY:
+        if name in ONE_KEY and len(entry.args) > 1:
             return key_slot(self._encode(entry.args[1]))
         keys = entry.args[1:2] if name in _LIKE_KEYS else keys_of(name, entry.args)
         return self.slot_of_key(keys[0]) if keys else None

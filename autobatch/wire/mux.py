@@ -190,10 +190,12 @@ class _Home:
     def link(self, lane: int) -> Link:
         """Return the connection of one lane."""
         link = self._links.get(lane)
-        if link is None:
+        if link is None or link.gone:
             pool = self._pool()
             assert pool is not None  # whoever asks holds it
+            unwanted = link is not None
             link = self._links[lane] = Link(pool, self._tick)
+            link.unwanted = unwanted
         return link
 
     async def _keep(self) -> AsyncGenerator[None, None]:
@@ -332,11 +334,16 @@ class Link:
         self._failures = 0
         self._heard = 0.0
         self._more = False
-        self._unwanted = False
+        self.unwanted = False
         self._watch: asyncio.TimerHandle | None = None
         self._pushes: set[asyncio.Task[Any]] = set()
 
     # ---- sending -----------------------------------------------------------------------
+
+    @property
+    def gone(self) -> bool:
+        """It was closed since its client is garbage; commands of that may still wait in a scope."""
+        return self.unwanted and self._closing
 
     def submit(self, batch: Batch, landed: Callable[[], None]) -> None:
         """Queue a batch, to be written at the end of the tick."""
@@ -452,7 +459,7 @@ class Link:
             self.lose(self._retiring)
         elif self._waiting:
             self.pump()
-        elif self._unwanted and not self._sent and not self._closing:
+        elif self.unwanted and not self._sent and not self._closing:
             self.shut()
 
     def _pushed(self, reply: Any) -> None:
@@ -467,6 +474,8 @@ class Link:
         self._watch = None
         if not self._sent:
             return
+        if self._more:  # what has arrived is not read yet: this loop was busy
+            self._heard = self._loop.time()
         left = max(self._sent[0].since, self._heard) + self._timeout - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._look_at_clock)
@@ -576,7 +585,7 @@ class Link:
 
     def shut_when_idle(self) -> None:
         """Close the connection for good as soon as nothing is on its way."""
-        self._unwanted = True
+        self.unwanted = True
         self._go_on()
 
     async def landed(self) -> None:
