@@ -24,7 +24,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from autobatch.batch import Batch, Entry, Transaction, commands_of, reason_of
+from autobatch.batch import Batch, Entry, Transaction, Written, commands_of, reason_of
 from autobatch.command import Command, PinnedCommand, Script
 from autobatch.keys import ONE_KEY, keys_of
 from autobatch.promise import PENDING
@@ -163,10 +163,22 @@ class Part(Batch):
         if cause is not None:
             self._causes[entry] = cause
             self.entries.append(entry)
-        elif isinstance(entry, Transaction):
-            entry.settle(replies)
         else:
-            entry.settle(replies[0])
+            if self._causes and not entry.read_only:
+                self._give_up_before(entry)
+            if isinstance(entry, Transaction):
+                entry.settle(replies)
+            else:
+                entry.settle(replies[0])
+
+    def _give_up_before(self, entry: Entry) -> None:
+        """Do not send again what would now come after a write of the same key that was later."""
+        written = Written()
+        written.add(commands_of([entry]))
+        for kept in list(self._causes):
+            if written.changes(commands_of([kept])):
+                self.entries.remove(kept)
+                _give_up(Leftover(kept), self._causes.pop(kept))
 
     def _without_asking(self, replies: list[Any]) -> list[Any]:
         kept: list[Any] = []
