@@ -9,14 +9,13 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+from autobatch.block import AtomicBlock, DiscardingBlock
 from autobatch.errors import AutobatchError
 from autobatch.promise import Failure
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
     STRAY_LANE,
-    AtomicPart,
-    DiscardingPart,
     OwnScope,
     Scope,
     ambient,
@@ -43,7 +42,7 @@ class _Entered:
     def __init__(self, boundary: Boundary, outer: Scope | None, lane: int | None = None) -> None:
         self.left = False
         self._own: OwnScope | None = None
-        self._part: AtomicPart | DiscardingPart | None = None
+        self._part: AtomicBlock | DiscardingBlock | None = None
         self._discard = boundary.on_error == "discard"
         joined = outer
         if outer is None:
@@ -51,9 +50,9 @@ class _Entered:
             outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes, lane)
             open_scopes.add(outer)
         if boundary.atomic:
-            self._part = AtomicPart(outer)
+            self._part = AtomicBlock(outer)
         elif self._discard and self._own is None:
-            self._part = DiscardingPart(outer)
+            self._part = DiscardingBlock(outer)
         self.scope: Scope = self._part or outer
         # A plain join changes nothing.
         self._token = None if self.scope is joined else ambient.set(self.scope)

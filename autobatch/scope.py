@@ -32,9 +32,9 @@ from typing import Any, TypeVar
 
 from contextvars_extras import ContextVarExt
 
-from autobatch.batch import Batch, Entry, Transaction, commands_of, plan
+from autobatch.batch import Batch, Entry, commands_of, plan
 from autobatch.command import Command, calling_frame
-from autobatch.errors import BlockingFlushWarning, CrossSlot, NoLoop, NotReady
+from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
 from autobatch.future import not_ready
 from autobatch.promise import PENDING, Failure, Promise, run_all
 from autobatch.report import Stats
@@ -73,6 +73,8 @@ class Scope(abc.ABC):
     """The event loop of the asyncio clients that are called in it."""
     lane = STRAY_LANE
     """Which of an asyncio client's connections it travels on."""
+    parent: Scope | None = None
+    """The scope that it is a block of."""
     held = False
     """Whether its commands are held back until a block ends, since they run together."""
 
@@ -500,7 +502,7 @@ class OwnScope(Scope):
         with self._flushing:
             for entry in self._take():
                 members = commands_of([entry])
-                if _belongs(members[0], part):  # a transaction belongs to one block, as a whole
+                if belongs(members[0], part):  # a transaction belongs to one block, as a whole
                     dropped.extend(members)
                 else:
                     kept.append(entry)
@@ -529,7 +531,7 @@ class OwnScope(Scope):
         self._followed = []
         self._flushing = threading.RLock()
         for command in commands_of(self._take()):
-            command.drop(_FORKED)
+            command.drop(FORKED)
 
     def close(self) -> list[Failure]:
         """End the scope: send what waits, until nothing does.
@@ -620,167 +622,6 @@ def _report_stray(loop: asyncio.AbstractEventLoop, failure: Failure) -> None:
         loop.call_soon_threadsafe(loop.call_exception_handler, context)
 
 
-class _Part(Scope):
-    """A block inside another scope that shares its queue, but not its fate."""
-
-    def __init__(self, parent: Scope) -> None:
-        self.parent = parent
-        self.stats = parent.stats
-        self.closed = False
-        self.lane = parent.lane
-        self.held = parent.held
-
-    @property
-    def written_slots(self) -> set[int]:
-        return self.parent.written_slots
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        return self.parent.loop
-
-    @loop.setter
-    def loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.parent.loop = loop
-
-    def flush(self) -> None:
-        self.parent.flush()
-
-    def step_aside(self) -> None:
-        self.parent.step_aside()
-
-    async def astep_aside(self) -> None:
-        await self.parent.astep_aside()
-
-    async def aflush(self) -> None:
-        await self.parent.aflush()
-
-    def want(self, promise: Promise) -> None:
-        self.parent.want(promise)
-
-    def force(self, promise: Promise) -> None:
-        self.parent.force(promise)
-
-    def remember(self, failure: Failure) -> None:
-        self.parent.remember(failure)
-
-    def unseen(self) -> list[Failure]:
-        return self.parent.unseen()
-
-    def forked(self) -> None:
-        self.parent.forked()
-
-    def follow(self, promise: Promise) -> None:
-        self.parent.follow(promise)
-
-    @property
-    def busy(self) -> bool:
-        return self.parent.busy
-
-    @abc.abstractmethod
-    def leave(self, error: BaseException | None) -> None:
-        """End the block; `error` is what ended it, if it failed."""
-
-
-class DiscardingPart(_Part):
-    """A joined block with `on_error="discard"`: its commands wait like others, until it fails."""
-
-    def add(self, command: Entry) -> None:
-        self.parent.add(command)
-
-    def add_unusual(self, entry: Entry) -> None:
-        self.parent.add_unusual(entry)
-
-    def discard(self) -> None:
-        self.drop(self, "its block was discarded")
-
-    def drop(self, part: Scope, why: str) -> None:
-        self.parent.drop(part, why)
-
-    def leave(self, error: BaseException | None) -> None:
-        self.closed = True
-        if error is not None:
-            self.drop(self, f"its block was ended by {type(error).__name__}")
-
-
-class AtomicPart(_Part):
-    """A block whose commands are held back, and leave together between MULTI and EXEC."""
-
-    def __init__(self, parent: Scope) -> None:
-        super().__init__(parent)
-        self.held = True
-        self._commands: list[Command] = []
-        self._lock = threading.Lock()
-
-    def add(self, command: Entry) -> None:
-        with self._lock:
-            if not self.closed:
-                self._commands.extend(commands_of([command]))
-                return
-        self.parent.add_unusual(command)
-
-    def add_unusual(self, entry: Entry) -> None:
-        self.add(entry)
-
-    def flush(self) -> None:
-        raise NotReady(
-            "an atomic block cannot be flushed: it is sent as a whole, at its end. "
-            "Flush before the block, or after it"
-        )
-
-    async def aflush(self) -> None:
-        self.flush()
-
-    def want(self, promise: Promise) -> None:
-        self._check_left(promise)
-        self.parent.want(promise)
-
-    def force(self, promise: Promise) -> None:
-        self._check_left(promise)
-        self.parent.force(promise)
-
-    def _check_left(self, promise: Promise) -> None:
-        if not self.closed:
-            raise NotReady(
-                f"the value of {promise.describe()} is needed inside its own atomic block, which "
-                "is sent as a whole, at its end. Use the value after the block, compute with it "
-                "through .map(), or read it before the block; to decide on what is read, use "
-                "redis-py's own pipeline() and WATCH"
-            )
-
-    def discard(self) -> None:
-        self.drop(self, "its atomic block was discarded")
-
-    def drop(self, part: Scope, why: str) -> None:
-        with self._lock:
-            dropped = [command for command in self._commands if _belongs(command, part)]
-            self._commands = [c for c in self._commands if not _belongs(c, part)]
-        self.stats.took(len(dropped))
-        for command in dropped:
-            command.drop(why)
-
-    def forked(self) -> None:
-        self._lock = threading.Lock()
-        self.drop(self, _FORKED)
-        super().forked()
-
-    def leave(self, error: BaseException | None) -> None:
-        with self._lock:
-            self.closed = True
-        if error is not None:
-            self.drop(self, f"its atomic block was ended by {type(error).__name__}")
-        by_wire: dict[Any, list[Command]] = {}
-        for command in self._commands:
-            by_wire.setdefault(command.wire, []).append(command)
-        for wire, commands in by_wire.items():
-            problem = wire.problem_of(commands)
-            if problem is not None:
-                self.drop(self, "its atomic block cannot be sent")
-                raise CrossSlot(f"an atomic block cannot be sent: {problem}")
-        self._commands = []
-        for wire, commands in by_wire.items():
-            self.parent.add_unusual(Transaction(commands, wire))
-
-
 def _all_asynchronous(travelling: Iterable[Batch | Entry]) -> bool:
     for one in travelling:  # noqa: SIM110  # all() costs more, at every flush
         if not one.wire.asynchronous:
@@ -809,15 +650,16 @@ def _drop(batch: Batch, error: BaseException) -> None:
 
 def _whole(owner: Any) -> Any:
     """Return the scope that a block is a part of."""
-    while isinstance(owner, _Part):
+    while isinstance(owner, Scope) and owner.parent is not None:
         owner = owner.parent
     return owner
 
 
-def _belongs(command: Command, part: Scope) -> bool:
+def belongs(command: Command, part: Scope) -> bool:
+    """Return whether a command was called in `part`, or in a block inside it."""
     owner: Any = command.owner
     while owner is not part:
-        if not isinstance(owner, _Part):
+        if owner is None:
             return False
         owner = owner.parent
     return True
@@ -948,5 +790,5 @@ _SHOWN_FAILURES = 20
 # as of a task that was left behind and never stops calling, goes its way outside the scope.
 _WAVES_AT_END = 32
 _PATIENCE_AT_EXIT = 1.0  # seconds
-_FORKED = "it was called before os.fork(), so the parent process sends it"
+FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()
