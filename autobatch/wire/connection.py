@@ -8,6 +8,7 @@ same, more slowly.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,8 @@ try:
 except ImportError:  # redis-py without hiredis, or with its parser elsewhere
     hiredis = _HiredisParser = NOT_ENOUGH_DATA = None
 PushNotification = getattr(hiredis, "PushNotification", None)
+
+_RECORD = 16 * 1024  # the most that one record of TLS carries
 
 Pack = Callable[[tuple[Any, ...]], bytes]
 
@@ -106,11 +109,14 @@ def write(connection: AbstractConnection, payload: bytes) -> None:
             written = len(payload)  # nobody will tell
             connection.send_packed_command(payload, check_health=False)
             return
-        written = sock.send(payload)
+        # Over TLS, send() that fails does not tell of what has left: so, a record at a time.
+        most = _RECORD if isinstance(sock, ssl.SSLSocket) else len(payload)
+        if len(payload) <= most:
+            written = sock.send(payload)
         if written < len(payload):
             view = memoryview(payload)
             while written < len(payload):
-                written += sock.send(view[written:])
+                written += sock.send(view[written : written + most])
     except TimeoutError as error:
         raise BrokenWrite(written, redis.TimeoutError("Timeout writing to socket")) from error
     except OSError as error:
@@ -198,6 +204,15 @@ def _read_one_by_one(
         replies.append(reply)
 
 
+async def _reply_to(command: Command, connection: Any) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=command.never_decode)
+    except (redis.ConnectionError, redis.TimeoutError):
+        raise
+    except (redis.ResponseError, UnicodeDecodeError) as error:
+        return error
+
+
 async def exchange_one(connection: Any, command: Command, *, ask: bool = False) -> None:
     """Send one command on an asyncio connection and settle it; with `ask` behind an ASKING.
 
@@ -217,12 +232,7 @@ async def exchange_one(connection: Any, command: Command, *, ask: bool = False) 
             # done. See https://github.com/python/cpython/issues/86296.
             await connection.disconnect(nowait=True)
             raise asyncio.CancelledError
-        try:
-            return await connection.read_response(disable_decoding=command.never_decode)
-        except (redis.ConnectionError, redis.TimeoutError):
-            raise
-        except (redis.ResponseError, UnicodeDecodeError) as error:
-            return error
+        return await _reply_to(command, connection)
 
     async def forget_failure(_: Exception) -> None:
         await connection.disconnect()
@@ -233,7 +243,10 @@ async def exchange_one(connection: Any, command: Command, *, ask: bool = False) 
         else:
             reply = await attempt()
     except (redis.RedisError, OSError) as error:
-        command.outcome_unknown("connection failure", error)
+        if isinstance(error.__context__, redis.ReadOnlyError):  # Sentinel's: no primary any more
+            command.not_sent("connection failure", error)
+        else:
+            command.outcome_unknown("connection failure", error)
     else:
         command.settle(reply)
 

@@ -23,7 +23,7 @@ from autobatch.batch import Batch, Written
 from autobatch.command import Command, Script
 from autobatch.promise import PENDING, Failure, run_all
 from autobatch.wire import connection as greeted
-from autobatch.wire.server import server_of
+from autobatch.wire.server import demotion, follows_primary, server_of
 from autobatch.wire.tick import Tick, tick_of
 
 # Commands that may be on their way at once; the others wait, and with them their callers.
@@ -315,6 +315,7 @@ class Link:
 
     def __init__(self, pool: ConnectionPool, tick: Tick) -> None:
         self._pool = weakref.ref(pool)
+        self._follows = follows_primary(pool)
         self._tick = tick
         self._loop = tick.loop
         self._timeout: float | None = None  # the connection's own, once there is one
@@ -445,6 +446,11 @@ class Link:
             # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
             self._retiring = first
             if all(isinstance(reply, redis.BusyLoadingError) for reply in flight.replies):
+                self._refused.append(flight)  # nothing ran
+                return
+        elif self._follows and (demoted := demotion(flight.replies)) is not None:
+            self._retiring = demoted
+            if all(isinstance(reply, redis.ReadOnlyError) for reply in flight.replies):
                 self._refused.append(flight)  # nothing ran
                 return
         self._give_up_refused()

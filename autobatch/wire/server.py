@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
+
 
 def server_of(pool: Any) -> object:
     """Return a value that is equal for pools whose connections reach the same data.
@@ -27,3 +29,15 @@ def wires_of(home: Any) -> dict[bool, Any]:
     """
     wires: dict[bool, Any] = home.__dict__.setdefault("_autobatch_wires", {})
     return wires
+
+
+def follows_primary(pool: Any) -> bool:
+    """Return whether connections of a pool go where Sentinel says that the primary is."""
+    return getattr(pool, "service_name", None) is not None and bool(pool.is_master)
+
+
+def demotion(replies: list[Any]) -> redis.ConnectionError | None:
+    """Return what redis-py says if some replies are those of a primary that is none any more."""
+    if any(isinstance(reply, redis.ReadOnlyError) for reply in replies):
+        return redis.ConnectionError("The previous master is now a slave")
+    return None

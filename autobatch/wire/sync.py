@@ -14,7 +14,7 @@ from autobatch.batch import Batch
 from autobatch.command import Command, Script
 from autobatch.promise import Failure
 from autobatch.wire import connection as link
-from autobatch.wire.server import server_of
+from autobatch.wire.server import demotion, follows_primary, server_of
 
 
 class Wire:
@@ -48,6 +48,7 @@ class Wire:
         self._connection = connection
         self._lock = lock
         self.server = server_of(pool)
+        self.follows = follows_primary(pool)
         self.pack, self.pack_fast = link.packers(pool)
         encoder = pool.get_encoder()
         self.decodes: bool = encoder.decode_responses
@@ -169,6 +170,8 @@ class Flight:
             return
         if isinstance(self.replies[0], redis.ConnectionError):
             self._refused(self.replies[0])
+        elif self._wire.follows:
+            self._look_for_demotion()
 
     def _refused(self, error: redis.ConnectionError) -> None:
         # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
@@ -179,6 +182,16 @@ class Flight:
             self.failure = error
             self.replies = []
             self.written = 0
+
+    def _look_for_demotion(self) -> None:
+        error = demotion(self.replies)
+        if error is not None:
+            assert self.connection is not None
+            self.connection.disconnect()  # the next one asks Sentinel
+            if all(isinstance(reply, redis.ReadOnlyError) for reply in self.replies):
+                self.failure = error
+                self.replies = []
+                self.written = 0
 
     def release(self) -> None:
         if self.connection is None:
