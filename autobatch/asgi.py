@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from autobatch.promise import printable
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -111,7 +112,7 @@ class _Connection:
 
     @property
     def _name(self) -> str:
-        return f"{self.scope.get('method', 'WEBSOCKET')} {self.scope['path']}"
+        return printable(f"{self.scope.get('method', 'WEBSOCKET')} {self.scope['path']}")
 
 
 class _Http(_Connection):

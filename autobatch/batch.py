@@ -125,9 +125,10 @@ class Batch:
         entries: what has to be sent still.
         handed_over: a shared connection has it, which settles it whatever happens.
         divided: it is a part of another one, which sees to what is left of it.
+        usual: each entry is a plain command of one reply.
     """
 
-    __slots__ = ("_sent", "_usual", "entries", "handed_over", "wire")
+    __slots__ = ("_sent", "entries", "handed_over", "usual", "wire")
 
     divided = False
 
@@ -136,7 +137,7 @@ class Batch:
         self.wire = wire
         self.entries = entries
         self.handed_over = False
-        self._usual = usual
+        self.usual = usual
         self._sent: set[Entry] = set()
 
     def portions(self, size: int) -> list[Batch]:
@@ -145,22 +146,22 @@ class Batch:
         if len(entries) <= size:
             return [self]
         starts = range(0, len(entries), size)
-        return [Batch(self.wire, entries[i : i + size], usual=self._usual) for i in starts]
+        return [Batch(self.wire, entries[i : i + size], usual=self.usual) for i in starts]
 
     def commands(self) -> list[Command]:
         """Return the commands of `entries`, those inside transactions too, in program order."""
         usual: Any = self.entries
-        return usual if self._usual else commands_of(self.entries)
+        return usual if self.usual else commands_of(self.entries)
 
     def seal(self) -> bytes:
         """Return the bytes to write, now that the order is final."""
-        if not self._usual:
+        if not self.usual:
             self._carry_scripts()
         return b"".join([entry.packed for entry in self.entries])
 
     def expected(self) -> tuple[int, frozenset[int]]:
         """Return how many replies the sealed bytes will have, and which must not be decoded."""
-        if self._usual:
+        if self.usual:
             return len(self.entries), _NONE
         count = 0
         raw = []
@@ -173,7 +174,7 @@ class Batch:
     def settle(self, replies: list[Any]) -> None:
         """Settle every command with its reply. A callback that raises fails its own alone."""
         entries, self.entries = self.entries, []
-        if not self._usual:
+        if not self.usual:
             position = 0
             for entry in entries:
                 _settle(entry, replies, position)

@@ -41,7 +41,7 @@ class Clustered(Funnel):
         """Queue what has several keys, or none, or is for certain nodes; return its Future."""
         call = Call(self, args, options)
         if call.alone:
-            return self._run_alone(scope, args, options)
+            return self._call_unusual(scope, args, options)
         if call.unknown:
             return self._queue_unknown(scope, call)
         return self._queue_call(scope, call)
@@ -229,7 +229,7 @@ def _nodes_of(client: Any, target: Any) -> list[Any]:
             client.DEFAULT_NODE: lambda: [client.get_default_node()],
         }
         if target not in by_flag:
-            raise RedisClusterException(f"target_nodes: there are no nodes called {target!r}")
+            raise TypeError(f"target_nodes: there are no nodes called {target!r}")
         nodes = by_flag[target]()
     elif isinstance(target, Mapping):
         nodes = list(target.values())
@@ -238,7 +238,7 @@ def _nodes_of(client: Any, target: Any) -> list[Any]:
     else:
         nodes = [target]
     if not nodes or not all(hasattr(node, "name") for node in nodes):
-        raise RedisClusterException("target_nodes: give nodes of the cluster, or one of its flags")
+        raise TypeError("target_nodes: give nodes of the cluster, or one of its flags")
     return nodes
 
 

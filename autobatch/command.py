@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -13,7 +14,15 @@ from typing import Any
 import redis
 
 from autobatch.errors import NotSent, OutcomeUnknown
-from autobatch.promise import PENDING, Failure, Origin, Owner, Promise, without_frame
+from autobatch.promise import (
+    PENDING,
+    Failure,
+    Origin,
+    Owner,
+    Promise,
+    printable,
+    without_frame,
+)
 
 
 class Travel(enum.Enum):
@@ -186,7 +195,10 @@ def spelled_out(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments with one word each: redis-py splits the name at its spaces."""
     name = args[0]
     if isinstance(name, str):
-        return (*name.split(), *args[1:]) if " " in name else args
+        words = name.encode().split()  # at ASCII's whitespace only
+        if len(words) == 1 and len(words[0]) == len(name):
+            return args
+        return (*(word.decode() for word in words), *args[1:])
     return (*name.split(), *args[1:]) if b" " in name else args
 
 
@@ -342,14 +354,40 @@ class Command(Promise):
         keys = self.args[at : at + 1]
         if not traits.keyed or not keys:
             return traits.name
-        key = keys[0]
-        shown = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
+        shown = printable(_shown(keys[0]))
         if len(shown) > _SHOWN_KEY_LENGTH:
             shown = shown[:_SHOWN_KEY_LENGTH] + "..."
         return f"{traits.name} {shown}"
 
+    def text_of(self, error: BaseException) -> str:
+        text = str(error)
+        if not isinstance(error, redis.ResponseError) or text.startswith(_SAYS_NOTHING):
+            return text
+        # The server repeats arguments, and so do scripts.
+        text = text.partition(", with args beginning with")[0]
+        at = self.traits.name.count(" ") + 1 + self.traits.keyed
+        hidden = {
+            word.lower()
+            for arg in self.args[at : at + _MASKED_ARGUMENTS]
+            for word in _WORD.findall(_shown(arg)[:_MASKED_LENGTH])
+        }
+
+        def masked(match: re.Match[str]) -> str:
+            word = match[0]
+            long = len(word) > _SHOWN_KEY_LENGTH  # the server may have cut it
+            return "..." if long or word.lower() in hidden else word
+
+        return _WORD.sub(masked, text)
+
     def origin(self) -> Origin:
         return Origin(self.describe(), self.number, self.code, self.instruction)
+
+
+def _shown(arg: Any) -> str:
+    """Return an argument as text, without asking a class of the user's."""
+    if isinstance(arg, bytes):
+        return bytes.decode(arg, "utf-8", "backslashreplace")
+    return str.__str__(arg) if isinstance(arg, str) else repr(arg)
 
 
 class ScriptCall(Command):
@@ -395,6 +433,21 @@ _EMPTY_RESPONSE = "EMPTY_RESPONSE"
 # For parse_response itself, not for the callback.
 _REPLY_OPTIONS = frozenset({NEVER_DECODE, _EMPTY_RESPONSE, "keys"})
 _SHOWN_KEY_LENGTH = 60
+# What the server's texts are looked through for.
+_MASKED_ARGUMENTS = 1000
+_MASKED_LENGTH = 4096
+_WORD = re.compile(r"\w+")
+# The usual errors repeat nothing. Where redis-py knows the code in front of it, it leaves that out.
+_SAYS_NOTHING = (
+    "WRONGTYPE ",
+    "Command # ",
+    "value is not",
+    "hash value is not",
+    "index out of range",
+    "no such key",
+    "syntax error",
+    "wrong number of arguments",
+)
 
 # Frames of these packages stand between a command and the line of the program that called it.
 _PACKAGES = tuple(f"{pathlib.Path(path).parent}{os.sep}" for path in (redis.__file__, __file__))

@@ -29,6 +29,7 @@ from autobatch.errors import AutobatchError
 from autobatch.future import Future, future_of, set_promise, unwrap
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.scope import Scope
+from autobatch.wire.connection import PACKED_FAST
 
 C = TypeVar("C", bound=Command)
 
@@ -103,18 +104,17 @@ class Funnel:
             traits = PLAIN.get(name)
             if traits is None or NEVER_DECODE in options:
                 return self._call_unusual(scope, args, options)
-            packed = wire.pack_fast(args)
+            if PACKED_FAST.issuperset(map(type, args)):
+                packed = wire.pack_fast(args)
+            else:
+                packed = wire.pack(args)
         except (TypeError, DataError):
             return self._call_unusual(scope, args, options)
-        # A frame becomes an object when it is asked for, which costs. Only redis-py's own methods
-        # give `keys`, so then the caller is one of them and need not be looked at.
+        # A frame becomes an object when it is asked for, which costs: so not the nearest two.
         try:
-            if "keys" in options:
-                caller = _getframe(3)
-                if len(options) == 1:
-                    options = _NO_OPTIONS  # which nobody asks for: two objects less to keep
-            else:
-                caller = _getframe(2)
+            caller = _getframe(2)
+            if len(options) == 1 and "keys" in options:
+                options = _NO_OPTIONS  # which nobody asks for: two objects less to keep
             while IN_LIBRARY[caller.f_code.co_filename]:
                 caller = caller.f_back
             code, instruction = caller.f_code, caller.f_lasti

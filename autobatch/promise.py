@@ -67,6 +67,13 @@ def without_frame(error: BaseException) -> None:
         error.__traceback__ = error.__traceback__.tb_next
 
 
+def printable(text: str) -> str:
+    """Return a text that can neither break a line nor command a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Origin:
     """Where a promise comes from: what can be told of it when it is gone.
 
@@ -105,13 +112,14 @@ class Failure:
         report: what to do if nobody was told until this is forgotten.
     """
 
-    __slots__ = ("_noted", "_traceback", "error", "origin", "report", "seen")
+    __slots__ = ("_noted", "_text", "_traceback", "error", "origin", "report", "seen")
 
     def __init__(self, error: BaseException, promise: Promise) -> None:
-        self.error = error
-        self.origin = promise.origin()
         self.seen = False
         self.report: Callable[[Failure], None] | None = None
+        self.error = error
+        self.origin = promise.origin()
+        self._text = promise.text_of(error)
         self._noted = False
         self._traceback: TracebackType | None = error.__traceback__
 
@@ -129,9 +137,16 @@ class Failure:
 
     def summary(self) -> str:
         """Return the error and where it comes from, in one line."""
-        # The server repeats the arguments of a command that it does not know.
-        text = str(self.error).partition(", with args beginning with")[0]
-        return f"{type(self.error).__name__}: {text} ({self.origin.note()})"
+        return f"{type(self.error).__name__}: {self._text} ({self.origin.note()})"
+
+    def for_log(self) -> BaseException:
+        """Return an error of the same type that tells no more than `summary` does."""
+        error = self.error
+        if str(error) == self._text or error.__traceback__ is not None:
+            return error
+        masked = type(error).__new__(type(error), self._text)
+        masked.args = (self._text,)
+        return masked
 
     def throw(self) -> NoReturn:
         """Raise a copy of the error.
@@ -234,6 +249,10 @@ class Promise:
     def describe(self) -> str:
         """Return what this is the value of, without values that may be secret."""
         return "value"
+
+    def text_of(self, error: BaseException) -> str:
+        """Return what to tell of an error elsewhere than where it is raised."""
+        return str(error)
 
     @property
     def asynchronous(self) -> bool:

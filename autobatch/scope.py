@@ -618,7 +618,7 @@ def _report_stray(loop: asyncio.AbstractEventLoop, failure: Failure) -> None:
         log_unseen([failure], "an event loop that has ended")
     else:
         message = f"nobody looked at the error of a Redis command: {failure.summary()}"
-        context = {"message": message, "exception": failure.error}
+        context = {"message": message, "exception": failure.for_log()}
         loop.call_soon_threadsafe(loop.call_exception_handler, context)
 
 
@@ -724,8 +724,9 @@ def surface(failures: list[Failure], error: BaseException | None = None) -> None
     """
     if not failures:
         return
-    if isinstance(error, asyncio.CancelledError):
-        log_unseen(failures, "a cancelled scope")  # nobody will see its notes
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit, SystemExit)):
+        # Nobody will see its notes.
+        log_unseen(failures, f"a scope that was ended by {type(error).__name__}")
         return
     first = failures[0].error if error is None else error
     rest = failures if error is not None else failures[1:]
@@ -742,7 +743,7 @@ def surface(failures: list[Failure], error: BaseException | None = None) -> None
 def log_unseen(failures: list[Failure], where: str) -> None:
     """Log errors that nobody has looked at, where they cannot be raised any more."""
     for failure in failures:
-        logger.error("unseen error in %s: %s", where, failure.summary(), exc_info=failure.error)
+        logger.error("unseen error in %s: %s", where, failure.summary(), exc_info=failure.for_log())
 
 
 async def in_thread(function: Callable[[], T]) -> T:

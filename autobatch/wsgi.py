@@ -6,6 +6,7 @@ import contextvars
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from autobatch.promise import printable
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -82,7 +83,7 @@ class BatchMiddleware:
             surface(failures + own.close())
         if own.closed:
             return body
-        name = f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
+        name = printable(f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}")
         return _Body(body, context, own, name)
 
 

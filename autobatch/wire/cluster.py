@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from binascii import crc_hqx
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as _SLOTS
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -24,7 +26,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from autobatch.batch import Batch, Entry, Transaction, Written, commands_of, reason_of
+from autobatch.batch import Batch, Entry, Transaction, commands_of, reason_of
 from autobatch.command import Command, PinnedCommand, Script
 from autobatch.keys import ONE_KEY, keys_of
 from autobatch.promise import PENDING
@@ -75,9 +77,16 @@ class Part(Batch):
     divided = True
 
     def __init__(
-        self, wire: Any, entries: list[Entry], router: Router, node: Any, *, ask: bool = False
+        self,
+        wire: Any,
+        entries: list[Entry],
+        router: Router,
+        node: Any,
+        *,
+        ask: bool = False,
+        usual: bool = False,
     ) -> None:
-        super().__init__(wire, entries)
+        super().__init__(wire, entries, usual=usual)
         self.router = router
         self.node = node
         self.ask = ask
@@ -88,7 +97,10 @@ class Part(Batch):
         if len(self.entries) <= size:
             return [self]
         portions = [self.entries[i : i + size] for i in range(0, len(self.entries), size)]
-        return [Part(self.wire, each, self.router, self.node, ask=self.ask) for each in portions]
+        return [
+            Part(self.wire, each, self.router, self.node, ask=self.ask, usual=self.usual)
+            for each in portions
+        ]
 
     def seal(self) -> bytes:
         sealed = super().seal()
@@ -110,7 +122,8 @@ class Part(Batch):
     def settle(self, replies: list[Any]) -> None:
         if self.ask:
             replies = self._without_asking(replies)
-        if not any(isinstance(reply, NOT_HERE) for reply in replies):
+        # By their kinds, of which there are few, instead of one by one.
+        if not any(issubclass(kind, NOT_HERE) for kind in set(map(type, replies))):
             super().settle(replies)
             return
         entries, self.entries = self.entries, []
@@ -130,13 +143,15 @@ class Part(Batch):
             replies = self._without_asking(replies)
             written = _EVERYTHING if written else 0  # how much of it was ASKING does not matter
         entries, self.entries = self.entries, []
-        position = 0
-        while entries and position + entries[0].reply_count <= len(replies):
-            entry = entries.pop(0)
+        answered = position = 0
+        for entry in entries:
+            if position + entry.reply_count > len(replies):
+                break
             self._settle(entry, replies[position : position + entry.reply_count])
             written -= len(entry.packed)
             position += entry.reply_count
-        redirected, self.entries = self.entries, entries
+            answered += 1
+        redirected, self.entries = self.entries, entries[answered:]
         super().abort(replies[position:], written, cause, later)
         for entry in self.entries:
             self._causes[entry] = cause
@@ -173,10 +188,9 @@ class Part(Batch):
 
     def _give_up_before(self, entry: Entry) -> None:
         """Do not send again what would now come after a write of the same key that was later."""
-        written = Written()
-        written.add(commands_of([entry]))
+        written = self.router.names_of(entry)
         for kept in list(self._causes):
-            if written.changes(commands_of([kept])):
+            if not written.isdisjoint(self.router.names_of(kept)):
                 self.entries.remove(kept)
                 _give_up(Leftover(kept), self._causes.pop(kept))
 
@@ -224,6 +238,15 @@ class Router:
         keys = entry.args[1:2] if name in _LIKE_KEYS else keys_of(name, entry.args)
         return self.slot_of_key(keys[0]) if keys else None
 
+    def names_of(self, entry: Entry) -> set[bytes]:
+        """Return the keys of a command or a transaction."""
+        names: set[bytes] = set()
+        for command in commands_of([entry]):
+            keys = keys_of(command.traits.name, command.args)
+            # Where only the server knows them, each argument may be one.
+            names.update(map(self._encode, command.args[1:] if keys is None else keys))
+        return names
+
     def slots_of(self, args: tuple[Any, ...], name: str) -> list[int] | None:
         """Return the slots of a command's keys, in order; None if nobody here knows its keys."""
         keys = args[1:2] if name in _LIKE_KEYS else keys_of(name, args)
@@ -242,10 +265,20 @@ class Router:
         )
 
     def divide(
-        self, entries: Iterable[Entry]
+        self, entries: Iterable[Entry], *, usual: bool = False
     ) -> tuple[list[tuple[Any, list[Entry]]], list[tuple[Entry, BaseException]]]:
-        """Return the commands of each node, in order, and those that no node is known for."""
+        """Return the commands of each node, in order, and those that no node is known for.
+
+        Args:
+            entries: what to divide.
+            usual: each is a plain command of one reply.
+        """
         client = self.client
+        if usual and not (client.read_from_replicas or client.load_balancing_strategy):
+            try:
+                return self._divide_usual(entries), []
+            except (KeyError, IndexError, AttributeError):
+                pass  # something is unusual all the same: one by one, then
         slots_cache = client.nodes_manager.slots_cache
         by_name: dict[str, tuple[Any, list[Entry]]] = {}
         stranded: list[tuple[Entry, BaseException]] = []
@@ -272,6 +305,28 @@ class Router:
             else:
                 of_node[1].append(entry)
         return list(by_name.values()), stranded
+
+    def _divide_usual(self, entries: Iterable[Any]) -> list[tuple[Any, list[Entry]]]:
+        """Do the same for plain commands: nearly all, so this is the hot path."""
+        slots_cache = self.client.nodes_manager.slots_cache
+        encode = self._encode
+        by_name: dict[str, tuple[Any, list[Entry]]] = {}
+        for entry in entries:
+            if entry.traits.name in ONE_KEY:
+                key = entry.args[1]
+                if type(key) is not bytes:
+                    key = encode(key)
+                # key_slot(), spelled out:
+                slot: int | None = key_slot(key) if b"{" in key else crc_hqx(key, 0) % _SLOTS
+            else:
+                slot = self.slot_of(entry)
+            node = slots_cache[slot][0]
+            name = node.name
+            if name in by_name:
+                by_name[name][1].append(entry)
+            else:
+                by_name[name] = node, [entry]
+        return list(by_name.values())
 
     def _to_be_read_on_primary(self, placed: list[tuple[Entry, int | None]]) -> set[int] | None:
         """Return the slots whose reads must see what their scope has written; None: all slots.
@@ -440,8 +495,9 @@ class Wire:
     def divide(self, batch: Batch) -> list[Part]:
         """Return the parts of a batch, which take over its commands."""
         entries, batch.entries = batch.entries, []
-        divided, stranded = self.router.divide(entries)
-        parts = [self._part(node, of_node) for node, of_node in divided]
+        usual = batch.usual
+        divided, stranded = self.router.divide(entries, usual=usual)
+        parts = [self._part(node, of_node, usual=usual) for node, of_node in divided]
         parts += [Part(_Nowhere(cause), [entry], self.router, None) for entry, cause in stranded]
         return parts
 
@@ -491,12 +547,21 @@ class Wire:
             for error in moved:
                 manager.move_slot(error)
 
-    def _part(self, node: Any, entries: list[Entry], ask: bool = False) -> Part:  # noqa: FBT001, FBT002  # as divided
+    def _part(
+        self,
+        node: Any,
+        entries: list[Entry],
+        ask: bool = False,  # noqa: FBT001, FBT002  # as divided
+        *,
+        usual: bool = False,
+    ) -> Part:
         pool = self.router.client.get_redis_connection(node).connection_pool
-        wire = wires_of(pool).setdefault(
-            self.retry_writes, sync.Wire(pool, retry_writes=self.retry_writes)
-        )
-        return Part(wire, entries, self.router, node, ask=ask)
+        wires = wires_of(pool)
+        wire = wires.get(self.retry_writes)
+        if wire is None:
+            made = sync.Wire(pool, retry_writes=self.retry_writes)
+            wire = wires.setdefault(self.retry_writes, made)
+        return Part(wire, entries, self.router, node, ask=ask, usual=usual)
 
 
 class _Nowhere:

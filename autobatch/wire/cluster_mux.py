@@ -44,7 +44,7 @@ class Wire:
         self.lanes = lanes
         self.retry_writes = retry_writes
         self.router = Router(client)
-        self.pack, self.pack_fast = greeted.packers(client)
+        self.pack, self.pack_fast = greeted.packers(client, own_encoding=True)
         encoder = client.encoder
         self.decodes: bool = encoder.decode_responses
         self.decode = greeted.decoder(encoder)
@@ -207,7 +207,7 @@ class _Home:
             entries = []
         elif self._held_slots:
             entries = [entry for entry in entries if not self._hold(entry, journey)]
-        parts = self._send(entries, journey)
+        parts = self._send(entries, journey, usual=batch.usual)
         journey.arrive()
         return parts
 
@@ -219,15 +219,16 @@ class _Home:
         self._held[entry] = None
         return True
 
-    def _send(self, entries: list[Entry], journey: _Journey) -> int:
-        divided, stranded = self._wire.router.divide(entries)
+    def _send(self, entries: list[Entry], journey: _Journey, *, usual: bool = False) -> int:
+        router = self._wire.router
+        divided, stranded = router.divide(entries, usual=usual)
         if stranded:
             self._take_back(journey, [(entry, cause, False) for entry, cause in stranded])
         count = 0
         for node, of_node in divided:
             wire = self._wire.wire_to(node)
             link = wire.at_home().link(journey.lane % self._wire.lanes)
-            for part in Part(wire, of_node, self._wire.router, node).portions(mux.PORTION):
+            for part in Part(wire, of_node, router, node, usual=usual).portions(mux.PORTION):
                 count += 1
                 journey.left += 1
                 link.submit(part, functools.partial(self._part_landed, part, journey))

@@ -8,6 +8,7 @@ same, more slowly.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import ssl
 import time
 from collections.abc import Callable
@@ -53,17 +54,26 @@ class BrokenWrite(Exception):
         self.cause = cause
 
 
-def packers(pool: Any) -> tuple[Pack, Pack]:
+def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
     """Return two functions that pack a command as connections of `pool` would.
 
     The first takes all that redis-py takes, the name as one argument, and raises DataError. The
-    second is the fastest there is; where it raises anything, the first one may do.
+    second is the fastest there is, for arguments of the types in `PACKED_FAST`.
+
+    Args:
+        pool: of connections.
+        own_encoding: they write text in the client's encoding, as asyncio's do. Synchronous ones
+            with hiredis write UTF-8, whatever the client reads.
     """
     custom = pool.connection_kwargs.get("command_packer")
-    if hiredis is not None and custom is None:
+    encoder = pool.get_encoder()
+    utf8 = not own_encoding or (
+        codecs.lookup(encoder.encoding).name == "utf-8" and encoder.encoding_errors == "strict"
+    )
+    if hiredis is not None and custom is None and utf8:
         return _pack_with_hiredis, hiredis.pack_command
     if custom is None:
-        custom = PythonRespSerializer(1 << 62, pool.get_encoder().encode)
+        custom = PythonRespSerializer(1 << 62, encoder.encode)
 
     def pack(args: tuple[Any, ...]) -> bytes:
         return b"".join(custom.pack(*args))
@@ -71,26 +81,32 @@ def packers(pool: Any) -> tuple[Pack, Pack]:
     return pack, pack
 
 
+# What hiredis packs without harm. It ignores the steps of a memoryview, so it reads beyond its
+# buffer, and integers that Python refuses to print crash it.
+PACKED_FAST = frozenset({str, bytes, float})
+_LONGEST = 1 << 14_000  # has fewer digits than Python prints by default
+
+
 def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
-    try:
-        packed: bytes = hiredis.pack_command(args)
-    except TypeError:
-        plain = tuple(
-            bytes(arg) if isinstance(arg, (bytearray, memoryview)) else arg for arg in args
-        )
-        try:
-            packed = hiredis.pack_command(plain)
-        except TypeError as error:
-            bad = next(
-                arg
-                for arg in plain
-                if isinstance(arg, bool) or not isinstance(arg, (str, bytes, int, float))
-            )
-            raise DataError(
-                f"Invalid input of type: {type(bad).__name__!r}. "
-                "Convert to a bytes, string, int or float first."
-            ) from error
+    packed: bytes = hiredis.pack_command(tuple(map(_harmless, args)))
     return packed
+
+
+def _harmless(arg: Any) -> Any:
+    """Return an argument as hiredis may have it."""
+    kind = type(arg)
+    if kind in PACKED_FAST or (kind is int and -_LONGEST < arg < _LONGEST):
+        return arg
+    if isinstance(arg, (bytearray, memoryview)):
+        return bytes(arg)
+    if kind is int:
+        return repr(arg)  # which raises ValueError, unless the program has asked for more digits
+    if isinstance(arg, int) or not isinstance(arg, (str, bytes, float)):
+        raise DataError(
+            f"Invalid input of type: {kind.__name__!r}. "
+            "Convert to a bytes, string, int or float first."
+        )
+    return arg
 
 
 def write(connection: AbstractConnection, payload: bytes) -> None:

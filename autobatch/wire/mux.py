@@ -55,7 +55,7 @@ class Wire:
         self.lanes = lanes
         self.retry_writes = retry_writes
         self.server = server_of(pool)
-        self.pack, self.pack_fast = greeted.packers(pool)
+        self.pack, self.pack_fast = greeted.packers(pool, own_encoding=True)
         encoder = pool.get_encoder()
         self.decodes: bool = encoder.decode_responses
         self.decode = greeted.decoder(encoder)
