@@ -53,9 +53,7 @@ class Server:
     def __init__(self, engine: str, directory: Path, config: dict[str, object]) -> None:
         self.port = free_port()
         self.directory = directory
-        self.plain = redis.Redis(
-            port=self.port, decode_responses=True, retry=Retry(NoBackoff(), 0)
-        )
+        self.plain = redis.Redis(port=self.port, decode_responses=True, retry=Retry(NoBackoff(), 0))
         self._binary = _binary(engine)
         self._config = {"save": "", **config}
         self._process: subprocess.Popen[bytes] | None = None
