@@ -9,7 +9,7 @@ RTT ?= 1
 PORT ?= 8000
 ONCE ?=
 
-.PHONY: run test test-core test-lowest check format bench examples clean
+.PHONY: run test test-core test-lowest check format soak bench examples clean
 
 run: $(VENV)/ready
 	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once)
@@ -33,6 +33,10 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Random programs under random faults, held against a model: ARGS="--minutes 1 --seed 7".
+soak: $(VENV)/ready
+	$(BIN)/python -m soak $(ARGS)
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --group bench

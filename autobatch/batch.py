@@ -85,6 +85,9 @@ class Transaction:
         elif done is None:
             for command in self.commands:
                 command.fail(redis.WatchError("Watched variable changed."))
+        elif not isinstance(done, list) or len(done) != len(self.commands):
+            cause = redis.InvalidResponse("EXEC was answered with something else")
+            self.outcome_unknown("no reply to EXEC", cause)
         else:
             for command, reply in zip(self.commands, done, strict=True):
                 self._settle(command, reply)

@@ -169,6 +169,7 @@ class OwnScope(Scope):
     _in_flight = False
     _wanted = False
     _epoch = 0
+    _last_wire: Any = None
     _journey: asyncio.Task[None] | None = None
     _abandoned: str | None = None
 
@@ -191,6 +192,7 @@ class OwnScope(Scope):
         # asyncio's part: see dispatch().
         self.lane = next(_lanes) if lane is None else lane
         self._outstanding: dict[int, int] = {}  # how many by epoch
+        self._newest: dict[object, Any] = {}  # by server, the wire that was used last
         self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -329,7 +331,12 @@ class OwnScope(Scope):
         waves = self._depart()
         if not waves:
             return
-        if self._journey is None and len(waves) == 1 and _all_asynchronous(waves[0]):
+        if (
+            self._journey is None
+            and len(waves) == 1
+            and _all_asynchronous(waves[0])
+            and not (self._outstanding and self._overtakes(waves[0]))
+        ):
             for batch in waves[0]:
                 self._hand_over(batch)
             self.stats.round_trips += 1
@@ -337,12 +344,20 @@ class OwnScope(Scope):
             # Synchronous clients take part, or an order has to be kept between connections.
             if self._journey is None:
                 self._carried += [b for b in waves[0] if not b.wire.asynchronous]
-            self._journey = asyncio.create_task(self._travel(waves, self._journey, self._set_out()))
+            before = self._journey if self._journey is not None else self._arrival()
+            self._journey = asyncio.create_task(self._travel(waves, before, self._set_out()))
+
+    def _overtakes(self, batches: list[Batch]) -> bool:
+        """Return whether a batch goes to a server where another client's may be on its way."""
+        newest = self._newest
+        if len(newest) == 1 and len(batches) == 1 and batches[0].wire is self._last_wire:
+            return False
+        return any(newest.get(b.wire.server, b.wire) is not b.wire for b in batches)
 
     async def _travel(
         self,
         waves: list[list[Batch]],
-        before: asyncio.Task[None] | None,
+        before: asyncio.Future[None] | None,
         landed: Callable[[], None],
     ) -> None:
         left = list(waves)
@@ -397,6 +412,8 @@ class OwnScope(Scope):
         if not batch.wire.asynchronous:
             return False
         batch.handed_over = True
+        if batch.wire is not self._last_wire:
+            self._last_wire = self._newest[batch.wire.server] = batch.wire
         arrived = self._set_out()
         if landed is not None:
             arrived = functools.partial(_call_both, arrived, landed)
@@ -444,14 +461,21 @@ class OwnScope(Scope):
 
     async def aflush(self) -> None:
         self.dispatch()
-        if self._outstanding:
-            # For what is on its way now, and not for what others call meanwhile.
-            arrival = asyncio.get_running_loop().create_future()
-            self._arrivals.append((self._epoch, arrival))
-            self._epoch += 1
+        arrival = self._arrival()
+        if arrival is not None:
             await arrival
         elif self._in_flight:  # in another thread
             await in_thread(self.flush)
+
+    def _arrival(self) -> asyncio.Future[None] | None:
+        """Return what is done when all that is on its way now has landed; None if nothing is."""
+        if not self._outstanding:
+            return None
+        arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Not for what others call meanwhile.
+        self._arrivals.append((self._epoch, arrival))
+        self._epoch += 1
+        return arrival
 
     async def aclose(self, name: str = "a cancelled scope") -> list[Failure]:
         """End the scope as `close` does, without blocking the loop.
@@ -580,6 +604,9 @@ class StrayScope(OwnScope):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(lane=STRAY_LANE)
         self.loop = loop
+
+    def _overtakes(self, batches: list[Batch]) -> bool:  # noqa: ARG002
+        return False  # whoever cares about the order awaits
 
     def add(self, command: Entry) -> None:
         super().add(command)

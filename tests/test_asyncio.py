@@ -24,7 +24,7 @@ import autobatch
 from autobatch import batch, resolve, unwrap
 from autobatch.errors import AutobatchError, NotReady, NotSent
 from autobatch.future import AsyncFuture
-from faults import FaultyProxy, Hold
+from autobatch.testing import Hold, HoldRequests, Proxy
 from looping import eventually, in_loop, reports, tidy
 
 INCREMENT = "return redis.call('INCRBY', KEYS[1], ARGV[1] or 1)"
@@ -345,10 +345,10 @@ def test_called_before_there_is_a_loop_and_never_run(client):
 
 
 @in_loop
-async def test_nobody_awaits_it(client, proxy, plain):
+async def test_nobody_awaits_it(client, proxy):
     """Its command is sent all the same, at the end of the tick."""
-    client.set("a", "1")
-    await eventually(lambda: plain.get("a") == "1")
+    sent = client.set("a", "1")
+    await eventually(sent.done)
     client.rpush("l", "x")
     client.rpush("l", "y")
     assert await client.llen("l") == 2
@@ -575,11 +575,11 @@ async def test_called_in_a_thread(client, proxy, plain):
 @in_loop
 async def test_in_flight_and_awaited_in_another_threads_loop(server, plain):
     """Who waits there is woken there, and a scope waits here for what was sent there."""
-    with FaultyProxy(server) as faults:
-        client = client_of(faults.port)
+    with Proxy(server, delay=0) as proxy:
+        client = client_of(proxy.port)
         await client.ping()
         hold = Hold()
-        faults.arm(hold)
+        proxy.arm(hold)
         future = client.incr("a")
         elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, value(future)))
         await eventually(hold.requested.is_set)
@@ -592,10 +592,10 @@ async def test_in_flight_and_awaited_in_another_threads_loop(server, plain):
 @in_loop
 async def test_a_scopes_command_sent_by_another_threads_loop(server, plain):
     """The scope's end waits for it, and is woken although it landed in the other thread."""
-    with FaultyProxy(server) as faults:
-        client = client_of(faults.port, socket_timeout=None)
+    with Proxy(server, delay=0) as proxy:
+        client = client_of(proxy.port, socket_timeout=None)
         hold = Hold()
-        faults.arm(hold)
+        proxy.arm(hold)
         async with batch():
             future = client.incr("a")
             elsewhere = threading.Thread(target=asyncio.run, args=(value(future),))
@@ -692,7 +692,7 @@ async def test_two_servers_share_the_time(server, second_server, plain):
     """Both batches are written before either reply has come."""
     with redis.Redis(port=second_server) as other:
         other.flushall()
-    with FaultyProxy(server) as one, FaultyProxy(second_server) as two:
+    with Proxy(server, delay=0) as one, Proxy(second_server, delay=0) as two:
         first, second = client_of(one.port), client_of(two.port)
         await asyncio.gather(first.ping(), second.ping())
         holds = Hold(), Hold()
@@ -1019,10 +1019,10 @@ async def test_sync_and_asyncio_clients_in_one_scope(client, sync_client, plain)
 @in_loop
 async def test_the_loop_runs_while_a_sync_client_waits(server, plain):
     """The reply is held back until the loop has had its turn."""
-    with FaultyProxy(server) as faults, autobatch.Redis(port=faults.port) as sync_client:
+    with Proxy(server, delay=0) as proxy, autobatch.Redis(port=proxy.port) as sync_client:
         sync_client.ping()
         hold = Hold()
-        faults.arm(hold)
+        proxy.arm(hold)
         async with batch():
             future = sync_client.incr("n")
             task = asyncio.create_task(release(hold))
@@ -1030,26 +1030,14 @@ async def test_the_loop_runs_while_a_sync_client_waits(server, plain):
         await task
 
 
-class HoldRequests(Hold):
-    """Withholds the requests."""
-
-    def request(self, link, data):
-        self.requested.set()
-        self.released.wait(10)
-        link.to_server(data)
-
-    def reply(self, link, data):
-        link.to_client(data)
-
-
 @in_loop
 async def test_the_order_of_flushes_while_a_sync_client_waits(server, client, plain):
     """What an asyncio client calls meanwhile does not overtake it."""
-    with FaultyProxy(server) as faults, autobatch.Redis(port=faults.port) as sync_client:
+    with Proxy(server, delay=0) as proxy, autobatch.Redis(port=proxy.port) as sync_client:
         sync_client.ping()
         await client.ping()
         hold = HoldRequests()
-        faults.arm(hold)
+        proxy.arm(hold)
         async with batch() as scope:
             sync_client.rpush("log", "1")
             first = asyncio.create_task(scope.aflush())
@@ -1656,3 +1644,18 @@ def test_nothing_warns(client, plain):
         asyncio.run(main())
         gc.collect()
     assert caught == []
+
+
+@in_loop
+async def test_a_limit_keeps_the_order_of_two_clients_of_one_server(client, proxy):
+    """The second client's command leaves after the first one's reply."""
+    held = HoldRequests()
+    proxy.arm(held)
+    other = client_of(proxy.port)
+    async with batch(max_commands=1):
+        first = client.incr("n")
+        await asyncio.to_thread(held.requested.wait)
+        second = other.incr("n")
+        assert await asyncio.wait_for(asyncio.to_thread(held.released.wait, 0.05), 1) is False
+        held.released.set()
+    assert (await first, await second) == (1, 2)

@@ -10,9 +10,10 @@ import pytest
 import redis
 
 import autobatch
-from autobatch.errors import AutobatchError, NotReady, NotSent
-from autobatch.testing import Proxy
-from faults import PATIENCE, FaultyProxy, Hold, connect, meanwhile
+from autobatch.errors import AutobatchError, NotReady, NotSent, OutcomeUnknown
+from autobatch.testing import Answer, Hold, Proxy
+from faults import PATIENCE, connect, meanwhile
+from looping import in_loop
 
 
 @pytest.fixture
@@ -397,20 +398,20 @@ def test_a_thread_that_shares_the_block_is_part_of_it(client, proxy):
 
 def test_a_block_may_end_while_its_scope_is_in_flight(server, plain):
     """Another thread has forced what waited before; the block follows in its own exchange."""
-    with FaultyProxy(server) as faults, connect(faults.port) as client:
+    with Proxy(server, delay=0) as proxy, connect(proxy.port) as client:
         hold = Hold()
         with autobatch.batch():
             client.ping()
             before = client.incr("n")
             context = contextvars.copy_context()
-            faults.arm(hold)
+            proxy.arm(hold)
             with meanwhile(lambda: context.run(lambda: before.value)):
                 assert hold.replied.wait(PATIENCE)
                 with autobatch.batch(atomic=True):
                     inside = client.incr("n")
                 hold.released.set()
                 assert inside == 2
-        assert faults.names == ["PING", "INCRBY", "MULTI", "INCRBY", "EXEC"]
+        assert proxy.names == [["PING", "INCRBY"], ["MULTI", "INCRBY", "EXEC"]]
 
 
 # ---- what needs care on the wire -------------------------------------------------------
@@ -500,3 +501,28 @@ def test_redis_pys_own_transaction_runs_apart(client, proxy):
         after = client.get("n")
     assert after == "2"
     assert proxy.names == [["SET"], ["WATCH"], ["GET"], ["MULTI", "SET", "EXEC"], ["GET"]]
+
+
+odd_replies = pytest.mark.parametrize("reply", [b"+OK\r\n", b"*0\r\n", b":1\r\n"])
+
+
+@odd_replies
+def test_an_exec_that_is_answered_otherwise_settles_its_commands(reply, proxy):
+    """Something between us and the server answers MULTI, the command and EXEC alike."""
+    proxy.arm(Answer(reply))
+    with connect(proxy.port) as client:
+        with pytest.raises(OutcomeUnknown, match="no reply to EXEC"), autobatch.batch(atomic=True):
+            future = client.incr("n")
+        assert future.done()
+
+
+@odd_replies
+@in_loop
+async def test_so_it_does_with_asyncio(reply, proxy):
+    proxy.arm(Answer(reply))
+    client = autobatch.asyncio.Redis(port=proxy.port)
+    with pytest.raises(OutcomeUnknown, match="no reply to EXEC"):
+        async with autobatch.batch(atomic=True):
+            future = client.incr("n")
+    assert future.done()
+    await client.aclose()

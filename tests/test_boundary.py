@@ -17,7 +17,8 @@ import redis
 import autobatch
 from autobatch.errors import NotSent
 from autobatch.scope import current, open_scope
-from faults import PATIENCE, FaultyProxy, Hold, connect, meanwhile
+from autobatch.testing import Hold, Proxy
+from faults import PATIENCE, connect, meanwhile
 
 SET = [["SET"]]
 
@@ -616,11 +617,11 @@ def test_a_second_cancellation_does_not_stop_the_flush(way, server, plain, caplo
             await task
         hold.released.set()
 
-    with FaultyProxy(server) as faults, connect(faults.port) as client:
-        faults.arm(hold)
+    with Proxy(server, delay=0) as proxy, connect(proxy.port) as client:
+        proxy.arm(hold)
         with caplog.at_level(logging.ERROR, "autobatch"):
             asyncio.run(main())  # it ends when its threads have
-        assert faults.names == ["SET", "LPUSH"]
+        assert proxy.names == [["SET", "LPUSH"]]
     assert plain.get("k") == "1"
     assert "LPUSH text, queued at" in caplog.text
 

@@ -215,10 +215,11 @@ def test_a_single_connection_is_not_shared_with_a_child(run):
 
 
 IN_FLIGHT = """
-    from faults import PATIENCE, FaultyProxy, Hold
-    with FaultyProxy(port) as faults, autobatch.Redis(port=faults.port) as held_up:
+    from autobatch.testing import Hold, Proxy
+    from faults import PATIENCE
+    with Proxy(port, delay=0) as proxy, autobatch.Redis(port=proxy.port) as held_up:
         hold = Hold()
-        faults.arm(hold)
+        proxy.arm(hold)
         with autobatch.batch() as scope:
             future = held_up.incr("n")
             context = contextvars.copy_context()

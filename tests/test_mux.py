@@ -20,8 +20,7 @@ from redis.backoff import NoBackoff
 import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
-from autobatch.testing import Proxy, free_port
-from faults import Answer, Cut, Fault, FaultyProxy, Hold, Swallow
+from autobatch.testing import Answer, Cut, Fault, Hold, Insert, Proxy, Swallow, free_port
 from looping import eventually, in_loop, reports, tidy
 
 NAME = "shared"
@@ -50,16 +49,16 @@ def client(server, plain):
 
 
 @pytest.fixture
-def faults(server, plain):
+def proxy(server, plain):
     plain.set("read", "it")
-    with FaultyProxy(server) as faults:
-        yield faults
+    with Proxy(server, delay=0) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def faulty(faults):
+def faulty(proxy):
     """A client whose connections break as the test says."""
-    return client_of(faults.port)
+    return client_of(proxy.port)
 
 
 def connections(plain):
@@ -249,9 +248,9 @@ async def test_lanes_are_connections(server, plain):
 
 
 @in_loop
-async def test_a_slow_batch_holds_up_its_lane_alone(faults, plain):
+async def test_a_slow_batch_holds_up_its_lane_alone(proxy, plain):
     """A scope stays on its lane, where its order holds; a scope on the other goes on."""
-    client = client_of(faults.port, lanes=2)
+    client = client_of(proxy.port, lanes=2)
     hold = Hold()
 
     async def request():
@@ -270,7 +269,7 @@ async def test_a_slow_batch_holds_up_its_lane_alone(faults, plain):
             assert await client.lrange("log", 0, -1) == ["1", "2"]
 
     await asyncio.gather(request(), request())  # both lanes are open
-    faults.arm(hold)
+    proxy.arm(hold)
     task = asyncio.create_task(slow())
     await eventually(hold.replied.is_set)
     for _ in range(2):
@@ -335,11 +334,11 @@ async def test_closed_and_used_again(client, plain):
 
 
 @in_loop
-async def test_closed_while_a_reply_is_on_its_way(faults, faulty, plain):
+async def test_closed_while_a_reply_is_on_its_way(proxy, faulty, plain):
     """Closing waits for it."""
     await faulty.ping()
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     future = faulty.incr("n")
     closing = asyncio.create_task(faulty.aclose())
     await eventually(hold.replied.is_set)
@@ -475,22 +474,22 @@ def test_not_used_across_a_fork(client, plain):
 # ---- uvloop ------------------------------------------------------------------------------------
 
 
-def test_uvloop(client, faults, plain):
+def test_uvloop(client, proxy, plain):
     """Coalescing, scopes, stepping aside, a loss and a lone call, on another kind of loop."""
     uvloop = pytest.importorskip("uvloop")
 
-    async def main(proxy):
-        through = client_of(proxy.port)
+    async def main(witness):
+        through = client_of(witness.port)
         assert await asyncio.gather(*(through.incr("n") for _ in range(50))) == [*range(1, 51)]
         async with batch():
             text = through.set("a", "1")
             assert await through.get("a") == "1"
             assert text.value is True
             assert await through.blpop("none", timeout=0.01) is None
-        assert proxy.names == [["INCRBY"] * 50, ["SET", "GET"], ["BLPOP"]]
-        faulty = client_of(faults.port)
+        assert witness.names == [["INCRBY"] * 50, ["SET", "GET"], ["BLPOP"]]
+        faulty = client_of(proxy.port)
         await faulty.ping()
-        faults.arm(LOST)
+        proxy.arm(LOST)
         lost, read = faulty.incr("lost"), faulty.get("read")
         assert isinstance(await failure_of(lost), OutcomeUnknown)
         assert await read == "it"
@@ -500,8 +499,8 @@ def test_uvloop(client, faults, plain):
         await through.set("big", "x" * 1_000_000)
         assert len(await through.get("big")) == 1_000_000
 
-    with Proxy(plain.connection_pool.connection_kwargs["port"]) as proxy:
-        uvloop.run(tidy(main(proxy)))
+    with Proxy(plain.connection_pool.connection_kwargs["port"]) as witness:
+        uvloop.run(tidy(main(witness)))
     assert uvloop.run(client.get("a")) == "1"
     assert uvloop.run(client.incr("n")) == 51
     gc.collect()
@@ -512,11 +511,11 @@ def test_uvloop(client, faults, plain):
 
 
 @in_loop
-async def test_cancelling_a_wait_leaves_the_command_alone(faults, faulty, plain):
+async def test_cancelling_a_wait_leaves_the_command_alone(proxy, faulty, plain):
     """It runs; its neighbour in the same write has its own reply."""
     await faulty.ping()
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     future, other = faulty.incr("n"), faulty.get("read")
     task, neighbour = asyncio.create_task(value(future)), asyncio.create_task(value(other))
     await eventually(hold.replied.is_set)
@@ -579,11 +578,11 @@ async def test_all_cancelled_while_the_connection_is_opened(server, plain):
 
 
 @in_loop
-async def test_timeouts(faults, faulty, plain):
+async def test_timeouts(proxy, faulty, plain):
     """asyncio.timeout and wait_for end the wait; replies that come later shift nothing."""
     await faulty.ping()
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     first = faulty.incr("n")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
@@ -602,11 +601,11 @@ async def test_timeouts(faults, faulty, plain):
 
 
 @in_loop
-async def test_a_cancelled_gather(faults, faulty, plain):
+async def test_a_cancelled_gather(proxy, faulty, plain):
     """Each of its Futures settles all the same."""
     await faulty.ping()
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     futures = [faulty.incr("n") for _ in range(5)]
     gathered = asyncio.gather(*futures)
     await eventually(hold.replied.is_set)
@@ -641,11 +640,11 @@ async def test_a_cancelled_scope(client, plain):
 
 
 @in_loop
-async def test_a_scope_cancelled_twice(faults, faulty, plain, caplog):
+async def test_a_scope_cancelled_twice(proxy, faulty, plain, caplog):
     """Also while it waits for its end: that wait ends, not the work. Errors are logged then."""
     await faulty.set("text", "x")
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
 
     async def request():
         async with batch():
@@ -665,11 +664,11 @@ async def test_a_scope_cancelled_twice(faults, faulty, plain, caplog):
 
 
 @in_loop
-async def test_a_scope_cancelled_at_its_end(faults, faulty, plain):
+async def test_a_scope_cancelled_at_its_end(proxy, faulty, plain):
     """What functions given to map() call by then is sent, too."""
     await faulty.ping()
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
 
     async def request():
         async with batch():
@@ -826,12 +825,12 @@ def prepare(plain):
     plain.hset("h", "x", "1")
 
 
-async def measure(faults, plain):
+async def measure(proxy, plain):
     prepare(plain)
     counter = Measure()
-    client = client_of(faults.port)
+    client = client_of(proxy.port)
     await client.ping()
-    faults.arm(counter)
+    proxy.arm(counter)
     outcomes = await outcomes_of(mixed(client))
     assert isinstance(outcomes.pop("error"), redis.ResponseError)
     assert outcomes == EXPECTED
@@ -844,19 +843,19 @@ def applied(plain):
 
 
 @pytest.mark.parametrize("kind", ["outside", "scope"])
-def test_cut_at_every_byte_of_the_replies(kind, faults, plain):
+def test_cut_at_every_byte_of_the_replies(kind, proxy, plain):
     """Replies that arrived settle, reads are tried again, writes are unknown and applied once."""
 
     @in_loop
     async def test():
-        total = len((await measure(faults, plain)).replies)
+        total = len((await measure(proxy, plain)).replies)
         assert total > 50
         seen = set()
         for at in range(total):
             prepare(plain)
-            client = client_of(faults.port)
+            client = client_of(proxy.port)
             await client.ping()
-            faults.arm(Cut(reply=at))
+            proxy.arm(Cut(reply=at))
             if kind == "scope":
                 async with batch():
                     outcomes = await outcomes_of(mixed(client))
@@ -884,14 +883,14 @@ def test_cut_at_every_byte_of_the_replies(kind, faults, plain):
 
 
 @in_loop
-async def test_cut_at_every_byte_of_the_requests(faults, plain):
+async def test_cut_at_every_byte_of_the_requests(proxy, plain):
     """Writes are unknown, and applied at most once; reads are tried again."""
-    total = len((await measure(faults, plain)).requests)
+    total = len((await measure(proxy, plain)).requests)
     for at in range(0, total, 3):
         prepare(plain)
-        client = client_of(faults.port)
+        client = client_of(proxy.port)
         await client.ping()
-        faults.arm(Cut(request=at))
+        proxy.arm(Cut(request=at))
         outcomes = await outcomes_of(mixed(client))
         for name, outcome in outcomes.items():
             if isinstance(outcome, (OutcomeUnknown, NotSent)):
@@ -910,10 +909,10 @@ async def test_cut_at_every_byte_of_the_requests(faults, plain):
 
 
 @in_loop
-async def test_a_read_of_what_a_lost_write_changed(faults, faulty, plain):
+async def test_a_read_of_what_a_lost_write_changed(proxy, faulty, plain):
     """It is not tried again after a later write of its key: its value would come too late."""
     await faulty.ping()
-    faults.arm(LOST)
+    proxy.arm(LOST)
     before, write, after = faulty.get("n"), faulty.incr("n"), faulty.get("n")
     assert isinstance(await failure_of(write), OutcomeUnknown)
     assert isinstance(await failure_of(before), OutcomeUnknown)
@@ -921,10 +920,10 @@ async def test_a_read_of_what_a_lost_write_changed(faults, faulty, plain):
 
 
 @in_loop
-async def test_a_lost_transaction(faults, faulty, plain):
+async def test_a_lost_transaction(proxy, faulty, plain):
     """All of it is unknown, and applied once."""
     await faulty.ping()
-    faults.arm(LOST)
+    proxy.arm(LOST)
     async with batch():
         async with batch(atomic=True):
             futures = [faulty.incr("n"), faulty.get("n")]
@@ -934,18 +933,17 @@ async def test_a_lost_transaction(faults, faulty, plain):
 
 
 @in_loop
-async def test_several_batches_are_lost(faults, faulty, plain):
+async def test_several_batches_are_lost(proxy, faulty, plain):
     """Each one's Futures settle, in their own scopes; what waited behind them goes on."""
     await faulty.ping()
-    hold = Hold()
 
     class HoldThenCut(Hold):
         def reply(self, link, data):
-            super().reply(link, b"")
-            link.cut()
+            self.replied.set()
+            self.released.then(link, link.cut)
 
     hold = HoldThenCut()
-    faults.arm(hold)
+    proxy.arm(hold)
 
     async def request(number):
         async with batch():
@@ -966,29 +964,29 @@ async def test_several_batches_are_lost(faults, faulty, plain):
 
 
 @in_loop
-async def test_reads_are_not_tried_for_ever(faults, faulty, plain):
+async def test_reads_are_not_tried_for_ever(proxy, faulty, plain):
     """As often as the retry policy says."""
     await faulty.ping()
-    faults.arm(*[LOST] * ALWAYS)
-    before = faults.connections
+    proxy.arm(*[LOST] * ALWAYS)
+    before = proxy.connections
     error = await failure_of(faulty.get("read"))
     assert isinstance(error, OutcomeUnknown)
     assert isinstance(error, redis.ConnectionError)
-    assert faults.names.count("GET") == 2
-    assert faults.connections == before + 1
-    faults.arm()
+    assert proxy.command_names.count("GET") == 2
+    assert proxy.connections == before + 1
+    proxy.arm()
     assert await faulty.get("read") == "it"
 
 
 @in_loop
-async def test_an_unseen_loss(faults, faulty, plain):
+async def test_an_unseen_loss(proxy, faulty, plain):
     """In a scope it is raised at the end, outside the loop's handler is told."""
     await faulty.ping()
-    faults.arm(LOST)
+    proxy.arm(LOST)
     with pytest.raises(OutcomeUnknown, match="INCRBY n was sent"):
         async with batch():
             faulty.incr("n")
-    faults.arm(LOST)
+    proxy.arm(LOST)
     faulty.incr("n")
     assert await faulty.get("read") == "it"
     [report] = await reports()
@@ -1017,11 +1015,11 @@ async def test_nobody_listens(plain):
 
 
 @in_loop
-async def test_refused_after_a_loss(faults, faulty, plain):
+async def test_refused_after_a_loss(proxy, faulty, plain):
     """A read that cannot be tried again was sent once: its outcome is unknown."""
     await faulty.ping()
-    faults.refuse()
-    faults.arm(LOST)
+    proxy.refuse()
+    proxy.arm(LOST)
     lost, read = faulty.incr("n"), faulty.get("read")
     assert isinstance(await failure_of(lost), OutcomeUnknown)
     assert isinstance(await failure_of(read), OutcomeUnknown)
@@ -1030,29 +1028,29 @@ async def test_refused_after_a_loss(faults, faulty, plain):
 
 
 @in_loop
-async def test_a_server_that_does_not_answer(faults, plain):
+async def test_a_server_that_does_not_answer(proxy, plain):
     """After `socket_timeout` writes are unknown, also a TimeoutError; reads go another way."""
-    client = client_of(faults.port, socket_timeout=TIMEOUT)
+    client = client_of(proxy.port, socket_timeout=TIMEOUT)
     await client.ping()
     swallow = Swallow()
-    faults.arm(swallow)
-    before = faults.connections
+    proxy.arm(swallow)
+    before = proxy.connections
     write, read = client.incr("n"), client.get("read")
     error = await failure_of(write)
     assert isinstance(error, OutcomeUnknown)
     assert isinstance(error, redis.TimeoutError)
     assert await read == "it"
-    assert faults.connections == before + 1
+    assert proxy.connections == before + 1
     assert await client.incr("n") == 2
 
 
 @in_loop
-async def test_a_slow_server_is_no_silent_one(faults, plain):
+async def test_a_slow_server_is_no_silent_one(proxy, plain):
     """Waiting batches do not time out while replies come, each within the limit."""
-    client = client_of(faults.port, socket_timeout=None)
+    client = client_of(proxy.port, socket_timeout=None)
     await client.ping()
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     future = client.incr("n")
     await eventually(hold.replied.is_set)
     await asyncio.sleep(TIMEOUT * 2)
@@ -1061,50 +1059,38 @@ async def test_a_slow_server_is_no_silent_one(faults, plain):
 
 
 @in_loop
-async def test_idle_connections_do_not_time_out(faults, plain):
+async def test_idle_connections_do_not_time_out(proxy, plain):
     """The clock runs while something is on its way."""
-    client = client_of(faults.port, socket_timeout=TIMEOUT)
+    client = client_of(proxy.port, socket_timeout=TIMEOUT)
     assert await client.incr("n") == 1
     await asyncio.sleep(TIMEOUT * 1.5)
     assert await client.incr("n") == 2
-    assert faults.connections == 1
-
-
-class Insert(Fault):
-    """Adds bytes to the first reply, behind it or before."""
-
-    def __init__(self, *, before=b"", behind=b""):
-        self._parts = before, behind
-
-    def reply(self, link, data):
-        before, behind = self._parts
-        self._parts = b"", b""
-        link.to_client(before + data + behind)
+    assert proxy.connections == 1
 
 
 @in_loop
-async def test_a_reply_too_many(faults, faulty, plain):
+async def test_a_reply_too_many(proxy, faulty, plain):
     """It reaches nobody: the connection is given up."""
     await faulty.ping()
-    faults.arm(Insert(behind=b"+surplus\r\n"))
-    before = faults.connections
+    proxy.arm(Insert(behind=b"+surplus\r\n"))
+    before = proxy.connections
     assert await faulty.incr("n") == 1
     assert await faulty.get("read") == "it"
     assert await faulty.incr("n") == 2
-    assert faults.connections == before + 1
+    assert proxy.connections == before + 1
 
 
 GARBAGE = [b"nonsense\r\n", b"$x\r\n", b"*-5\r\n"]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_what_is_no_reply(garbage, faults, faulty, plain):
+def test_what_is_no_reply(garbage, proxy, faulty, plain):
     """The connection is given up: writes are unknown, reads are tried again."""
 
     @in_loop
     async def test():
         await faulty.ping()
-        faults.arm(Insert(before=garbage))
+        proxy.arm(Insert(before=garbage))
         write, read = faulty.incr("n"), faulty.get("read")
         assert isinstance(await failure_of(write), OutcomeUnknown)
         assert await read == "it"
@@ -1115,24 +1101,24 @@ def test_what_is_no_reply(garbage, faults, faulty, plain):
 
 
 @in_loop
-async def test_a_server_that_is_loading(faults, faulty, plain):
+async def test_a_server_that_is_loading(proxy, faulty, plain):
     """Nothing ran, so all of it is tried again."""
     await faulty.ping()
-    faults.arm(LOADING)
+    proxy.arm(LOADING)
     assert await asyncio.gather(faulty.incr("n"), faulty.get("read")) == [1, "it"]
-    faults.arm(*[LOADING] * ALWAYS)
+    proxy.arm(*[LOADING] * ALWAYS)
     error = await failure_of(faulty.incr("n"))
     assert isinstance(error, redis.ConnectionError)
     assert plain.get("n") == "1"
-    faults.arm()
+    proxy.arm()
     assert await faulty.incr("n") == 2
 
 
 @in_loop
-async def test_batches_that_a_loading_server_refused(faults, faulty, plain):
+async def test_batches_that_a_loading_server_refused(proxy, faulty, plain):
     """Those on their way behind one another are tried again in their order."""
     await faulty.ping()
-    faults.arm(LOADING)
+    proxy.arm(LOADING)
     async with batch() as scope:
         for number in range(4):
             faulty.rpush("order", number)
@@ -1144,14 +1130,15 @@ class LoadingAtFirst(Fault):
     """Refuse the first command; answer the others in the server's place."""
 
     def request(self, link, data):
-        link.to_client(REFUSAL + b":1\r\n" * (len(link.arrived) - 1))
+        for _ in link.arrived:
+            link.to_client(b":1\r\n" if link.replied else REFUSAL)
 
 
 @in_loop
-async def test_a_server_that_has_loaded_between_two_batches(faults, faulty):
+async def test_a_server_that_has_loaded_between_two_batches(proxy, faulty):
     """What it refused would come after what was called later, so it is not tried again."""
     await faulty.ping()
-    faults.arm(LoadingAtFirst())
+    proxy.arm(LoadingAtFirst())
     async with batch() as scope:
         first = faulty.rpush("order", "first")
         scope.flush()
@@ -1162,17 +1149,17 @@ async def test_a_server_that_has_loaded_between_two_batches(faults, faulty):
     assert isinstance(error, NotSent)
     assert isinstance(error, redis.BusyLoadingError)
     assert second == 1
-    assert faults.names.count("RPUSH") == 2
+    assert proxy.command_names.count("RPUSH") == 2
 
 
 @in_loop
-async def test_a_loss_of_what_steps_aside(faults, faulty, plain):
+async def test_a_loss_of_what_steps_aside(proxy, faulty, plain):
     """A read is tried again; a write is unknown, and was applied once."""
     await faulty.client_id()
-    faults.arm(LOST)
+    proxy.arm(LOST)
     plain.xadd("x", {"f": "v"})
     assert len(await faulty.xread({"x": "0"}, block=1000)) == 1
-    faults.arm(LOST)
+    proxy.arm(LOST)
     plain.rpush("l", "1", "2")
     assert isinstance(await failure_of(faulty.blpop("l", timeout=1)), OutcomeUnknown)
     assert plain.llen("l") == 1
@@ -1180,10 +1167,10 @@ async def test_a_loss_of_what_steps_aside(faults, faulty, plain):
 
 
 @in_loop
-async def test_map_functions_of_lost_commands(faults, faulty, plain):
+async def test_map_functions_of_lost_commands(proxy, faulty, plain):
     """They are not called, and the mapped Future has the same error."""
     await faulty.ping()
-    faults.arm(LOST)
+    proxy.arm(LOST)
     called = []
     mapped = faulty.incr("n").map(called.append)
     assert isinstance(await failure_of(mapped), OutcomeUnknown)

@@ -1,6 +1,6 @@
 """What a broken connection does: each Future is settled, and no write is applied twice.
 
-`faults.py` breaks real connections to the real server, whose data tell what was applied.
+`autobatch.testing` breaks real connections to the real server, whose data tell what was applied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from redis.retry import Retry
 
 import autobatch
 from autobatch.errors import NotSent, OutcomeUnknown
-from faults import PATIENCE, Answer, Clog, Cut, FaultyProxy, Hold, Swallow, connect, meanwhile
+from autobatch.testing import Answer, Clog, Cut, Hold, Proxy, Swallow
+from faults import PATIENCE, connect, meanwhile
 
 LOST = Cut(reply=0)
 LOADING = Answer(b"-LOADING the dataset is in memory soon\r\n")
@@ -27,20 +28,20 @@ TIMEOUT = 0.25  # of a socket that waits for what will not come
 
 
 @pytest.fixture
-def faults(server, plain):
+def proxy(server, plain):
     plain.set("read", "it")
-    with FaultyProxy(server) as faults:
-        yield faults
+    with Proxy(server, delay=0) as proxy:
+        yield proxy
 
 
 @pytest.fixture(params=["pool", "single connection"])
-def client(faults, request):
+def client(proxy, request):
     """A client with a connection to break. Whatever a test does to it, it is in step after."""
-    with connect(faults.port, single_connection_client=request.param != "pool") as client:
+    with connect(proxy.port, single_connection_client=request.param != "pool") as client:
         client.ping()
-        faults.names.clear()
+        proxy.reset()
         yield client
-        faults.arm()
+        proxy.arm()
         assert client.echo("in step") == "in step"
 
 
@@ -77,64 +78,64 @@ def outcome(future):
 
 
 @everyhow
-def test_a_write_whose_reply_was_lost_is_unknown_and_applied_once(run, client, faults, plain):
+def test_a_write_whose_reply_was_lost_is_unknown_and_applied_once(run, client, proxy, plain):
     """redis-py applies it up to eleven times."""
-    faults.arm(LOST)
+    proxy.arm(LOST)
     error = run(lambda: client.incr("n"))
     assert isinstance(error, OutcomeUnknown)
     assert isinstance(error, redis.ConnectionError)
     assert "INCRBY n was sent, but its reply was lost" in str(error)
-    assert faults.names.count("INCRBY") == 1
+    assert proxy.command_names.count("INCRBY") == 1
     assert plain.get("n") == "1"
 
 
 @everyhow
-def test_a_read_whose_reply_was_lost_is_sent_again(run, client, faults):
-    faults.arm(LOST)
+def test_a_read_whose_reply_was_lost_is_sent_again(run, client, proxy):
+    proxy.arm(LOST)
     assert run(lambda: client.get("read")) == "it"
-    assert faults.names.count("GET") == 2
+    assert proxy.command_names.count("GET") == 2
 
 
 @everyhow
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_the_clients_retry_says_how_often(run, retries, faults):
+def test_the_clients_retry_says_how_often(run, retries, proxy):
     """A server that never answers gets a read once, and once more for each retry."""
-    with connect(faults.port, retry=Retry(NoBackoff(), retries)) as client:
-        faults.arm(*[LOST] * ALWAYS)
+    with connect(proxy.port, retry=Retry(NoBackoff(), retries)) as client:
+        proxy.arm(*[LOST] * ALWAYS)
         assert isinstance(run(lambda: client.get("read")), OutcomeUnknown)
-        assert faults.names.count("GET") == 1 + retries
-        faults.names.clear()
+        assert proxy.command_names.count("GET") == 1 + retries
+        proxy.reset()
         assert isinstance(run(lambda: client.incr("n")), OutcomeUnknown)
-        assert faults.names.count("INCRBY") == 1
+        assert proxy.command_names.count("INCRBY") == 1
 
 
 @everyhow
-def test_the_clients_retry_says_after_which_errors(run, faults):
+def test_the_clients_retry_says_after_which_errors(run, proxy):
     only_disconnections = Retry(NoBackoff(), 3, supported_errors=(redis.ConnectionError,))
-    with connect(faults.port, retry=only_disconnections, socket_timeout=TIMEOUT) as client:
-        faults.arm(Swallow(), Swallow())
+    with connect(proxy.port, retry=only_disconnections, socket_timeout=TIMEOUT) as client:
+        proxy.arm(Swallow(), Swallow())
         assert isinstance(run(lambda: client.get("read")), redis.TimeoutError)
-        assert faults.names.count("GET") == 1
+        assert proxy.command_names.count("GET") == 1
 
 
 @everyhow
-def test_a_timeout_of_a_write_is_unknown_and_a_timeout(run, faults, plain):
+def test_a_timeout_of_a_write_is_unknown_and_a_timeout(run, proxy, plain):
     """Whoever catches redis-py's TimeoutError still does."""
-    with connect(faults.port, socket_timeout=TIMEOUT) as client:
-        faults.arm(Swallow())
+    with connect(proxy.port, socket_timeout=TIMEOUT) as client:
+        proxy.arm(Swallow())
         error = run(lambda: client.incr("n"))
         assert isinstance(error, OutcomeUnknown)
         assert isinstance(error, redis.TimeoutError)
-        assert faults.names.count("INCRBY") == 1
+        assert proxy.command_names.count("INCRBY") == 1
         assert (client.get("n"), plain.get("n")) == ("1", "1")
 
 
 @everyhow
-def test_a_timeout_of_a_read_is_followed_by_another_try(run, faults):
-    with connect(faults.port, socket_timeout=TIMEOUT) as client:
-        faults.arm(Swallow())
+def test_a_timeout_of_a_read_is_followed_by_another_try(run, proxy):
+    with connect(proxy.port, socket_timeout=TIMEOUT) as client:
+        proxy.arm(Swallow())
         assert run(lambda: client.get("read")) == "it"
-        assert faults.names.count("GET") == 2
+        assert proxy.command_names.count("GET") == 2
 
 
 @everyhow
@@ -150,19 +151,19 @@ def test_a_refused_connection_sends_nothing(run):
 
 
 @everyhow
-def test_a_read_that_ran_is_not_called_unsent(run, faults):
+def test_a_read_that_ran_is_not_called_unsent(run, proxy):
     """Its reply was lost, and then the server refused: NotSent would say that it did not run."""
-    with connect(faults.port) as client:
+    with connect(proxy.port) as client:
         client.ping()
-        faults.arm(LOST)
-        faults.refuse()
+        proxy.arm(LOST)
+        proxy.refuse()
         assert isinstance(run(lambda: client.get("read")), OutcomeUnknown)
-        assert faults.names.count("GET") == 1
+        assert proxy.command_names.count("GET") == 1
 
 
 @everyhow
-def test_an_exhausted_pool_sends_nothing(run, faults):
-    with connect(faults.port, max_connections=1) as client:
+def test_an_exhausted_pool_sends_nothing(run, proxy):
+    with connect(proxy.port, max_connections=1) as client:
         taken = client.connection_pool.get_connection()
         error = run(lambda: client.incr("n"))
         assert isinstance(error, NotSent)
@@ -172,49 +173,49 @@ def test_an_exhausted_pool_sends_nothing(run, faults):
 
 
 @everyhow
-def test_a_wrong_password_sends_nothing(run, faults, plain):
+def test_a_wrong_password_sends_nothing(run, proxy, plain):
     plain.acl_setuser("alice", enabled=True, passwords=["+right"], keys=["*"], commands=["+@all"])
-    with connect(faults.port, username="alice", password="wrong") as client:
+    with connect(proxy.port, username="alice", password="wrong") as client:
         error = run(lambda: client.incr("n"))
     plain.acl_deluser("alice")
     assert isinstance(error, NotSent)
     assert isinstance(error, redis.AuthenticationError)
-    assert faults.names == []
+    assert proxy.names == []
 
 
 @everyhow
-def test_a_server_that_asks_for_a_password_is_an_error_of_that_command(run, client, faults):
-    faults.arm(Answer(b"-NOAUTH Authentication required.\r\n"))
+def test_a_server_that_asks_for_a_password_is_an_error_of_that_command(run, client, proxy):
+    proxy.arm(Answer(b"-NOAUTH Authentication required.\r\n"))
     assert isinstance(run(lambda: client.incr("n")), redis.AuthenticationError)
-    assert faults.names.count("INCRBY") == 1
+    assert proxy.command_names.count("INCRBY") == 1
     assert client.incr("n") == 1
-    assert faults.connections == 2  # as redis-py does, it has closed the connection
+    assert proxy.connections == 2  # as redis-py does, it has closed the connection
 
 
 @everyhow
-def test_a_server_that_is_loading_is_asked_again(run, client, faults, plain):
+def test_a_server_that_is_loading_is_asked_again(run, client, proxy, plain):
     """It says so before it runs anything, so a write too may be sent again."""
-    faults.arm(LOADING)
+    proxy.arm(LOADING)
     assert run(lambda: client.incr("n")) == 1
-    assert faults.names.count("INCRBY") == 2
+    assert proxy.command_names.count("INCRBY") == 2
     assert plain.get("n") == "1"
 
 
 @everyhow
-def test_a_server_that_goes_on_loading_ran_nothing(run, client, faults):
-    faults.arm(*[LOADING] * ALWAYS)
+def test_a_server_that_goes_on_loading_ran_nothing(run, client, proxy):
+    proxy.arm(*[LOADING] * ALWAYS)
     error = run(lambda: client.incr("n"))
     assert isinstance(error, redis.BusyLoadingError)
     assert not isinstance(error, OutcomeUnknown)
-    assert faults.names.count("INCRBY") == 2
+    assert proxy.command_names.count("INCRBY") == 2
 
 
 @everyhow
-def test_a_connection_killed_in_the_middle(run, client, faults, plain):
+def test_a_connection_killed_in_the_middle(run, client, proxy, plain):
     """Another client of the server kills it, after the command ran and before it is answered."""
     victim = client.client_id()
     fault = Swallow()
-    faults.arm(fault)
+    proxy.arm(fault)
 
     def kill():
         assert fault.replied.wait(PATIENCE)
@@ -237,17 +238,17 @@ def test_a_connection_closed_while_idle_is_no_error(run, single, server, plain):
 
 
 @everyhow
-def test_a_health_check_that_fails_costs_no_command(run, faults, plain):
+def test_a_health_check_that_fails_costs_no_command(run, proxy, plain):
     """The PING before the batch finds the connection dead: another one takes the batch."""
-    with connect(faults.port, health_check_interval=1e-9) as client:
+    with connect(proxy.port, health_check_interval=1e-9) as client:
         client.echo("connected")
-        faults.arm(LOST)
+        proxy.arm(LOST)
         assert run(lambda: client.incr("n")) == 1
         assert plain.get("n") == "1"
 
 
-def test_the_error_tells_command_line_and_cause(client, faults):
-    faults.arm(LOST)
+def test_the_error_tells_command_line_and_cause(client, proxy):
+    proxy.arm(LOST)
     with autobatch.batch():
         error = client.set("secret", "value").exception()
     assert isinstance(error.__cause__, redis.ConnectionError)
@@ -272,10 +273,10 @@ REQUEST_ENDS = list(itertools.accumulate(len(hiredis.pack_command(args)) for arg
 REPLY_ENDS = list(itertools.accumulate(len(reply) for _, reply in MIXED))
 
 
-def send_mixed(client, faults, plain, fault):
+def send_mixed(client, proxy, plain, fault):
     plain.delete("a", "b", "c", "d")
     client.ping()
-    faults.arm(fault)
+    proxy.arm(fault)
     with autobatch.batch():
         futures = [client.execute_command(*args) for args, _ in MIXED]
         return [outcome(future) for future in futures]
@@ -308,32 +309,32 @@ def complete(ends, count):
     return sum(end <= count for end in ends)
 
 
-def test_cut_at_every_byte_of_the_request(client, faults, plain):
+def test_cut_at_every_byte_of_the_request(client, proxy, plain):
     """Of what reached the server whole, the replies came back; nothing else was applied."""
     for count in range(REQUEST_ENDS[-1]):
-        outcomes = send_mixed(client, faults, plain, Cut(request=count))
+        outcomes = send_mixed(client, proxy, plain, Cut(request=count))
         arrived = complete(REQUEST_ENDS, count)
         check_mixed(outcomes, arrived, arrived, times_applied(plain))
 
 
-def test_cut_at_every_byte_of_the_request_without_replies(client, faults, plain):
+def test_cut_at_every_byte_of_the_request_without_replies(client, proxy, plain):
     for count in range(REQUEST_ENDS[-1] + 1):
-        outcomes = send_mixed(client, faults, plain, Cut(request=count, reply=0))
+        outcomes = send_mixed(client, proxy, plain, Cut(request=count, reply=0))
         check_mixed(outcomes, 0, complete(REQUEST_ENDS, count), times_applied(plain))
 
 
-def test_cut_at_every_byte_of_the_replies(client, faults, plain):
+def test_cut_at_every_byte_of_the_replies(client, proxy, plain):
     """Replies that arrived settle their Futures; every write was applied exactly once."""
     for count in range(REPLY_ENDS[-1]):
-        outcomes = send_mixed(client, faults, plain, Cut(reply=count))
+        outcomes = send_mixed(client, proxy, plain, Cut(reply=count))
         check_mixed(outcomes, complete(REPLY_ENDS, count), len(MIXED), times_applied(plain))
 
 
-def send_transaction(client, faults, plain, fault):
+def send_transaction(client, proxy, plain, fault):
     """Return the outcomes of [SET, MULTI INCR GET INCR EXEC, GET], and both counters."""
     plain.delete("a", "b", "before")
     client.ping()
-    faults.arm(fault)
+    proxy.arm(fault)
     with autobatch.batch():
         before = client.set("before", 1)
         with autobatch.batch(atomic=True):
@@ -357,58 +358,58 @@ TRANSACTION_REPLY = b"+OK\r\n+OK\r\n" + b"+QUEUED\r\n" * 3 + b"*3\r\n:1\r\n$2\r\
 INSIDE_UNKNOWN = ["OutcomeUnknown"] * 3
 
 
-def test_a_transaction_cut_at_every_byte_of_the_request_runs_whole_or_not(client, faults, plain):
+def test_a_transaction_cut_at_every_byte_of_the_request_runs_whole_or_not(client, proxy, plain):
     for count in range(TRANSACTION_ENDS[-2] + 1):
-        outcomes, counters = send_transaction(client, faults, plain, Cut(request=count))
+        outcomes, counters = send_transaction(client, proxy, plain, Cut(request=count))
         whole = count == TRANSACTION_ENDS[-2]
         assert counters == (["1", "1"] if whole else [None, None])
         assert outcomes[1:4] == ([1, "it", 1] if whole else INSIDE_UNKNOWN)
         assert outcomes[4] == "it"
 
 
-def test_a_transaction_cut_at_every_byte_of_its_replies_ran_once(client, faults, plain):
+def test_a_transaction_cut_at_every_byte_of_its_replies_ran_once(client, proxy, plain):
     for count in range(len(TRANSACTION_REPLY) + 1):
-        outcomes, counters = send_transaction(client, faults, plain, Cut(reply=count))
+        outcomes, counters = send_transaction(client, proxy, plain, Cut(reply=count))
         assert counters == ["1", "1"]
         whole = count == len(TRANSACTION_REPLY)
         assert outcomes[1:4] == ([1, "it", 1] if whole else INSIDE_UNKNOWN)
         assert outcomes[4] == "it"
 
 
-def test_a_transaction_that_only_reads_is_sent_again(client, faults):
+def test_a_transaction_that_only_reads_is_sent_again(client, proxy):
     with autobatch.batch(), autobatch.batch(atomic=True):
-        faults.arm(Cut(reply=8))
+        proxy.arm(Cut(reply=8))
         futures = [client.get("read"), client.strlen("read")]
     assert [outcome(future) for future in futures] == ["it", 2]
-    assert faults.names == ["MULTI", "GET", "STRLEN", "EXEC"] * 2
+    assert proxy.names == [["MULTI", "GET", "STRLEN", "EXEC"]] * 2
 
 
-def test_a_read_is_not_repeated_after_a_later_write(client, faults):
+def test_a_read_is_not_repeated_after_a_later_write(client, proxy):
     """Sent again, it would see what the program wrote only after it."""
-    faults.arm(LOST)
+    proxy.arm(LOST)
     with autobatch.batch():
         before = client.get("read")
         client.set("read", "changed").exception()
         assert outcome(before) in ("it", "OutcomeUnknown")
 
 
-def test_a_script_that_may_write_is_not_sent_again(client, faults, plain):
+def test_a_script_that_may_write_is_not_sent_again(client, proxy, plain):
     count = client.register_script("return redis.call('INCR', KEYS[1])")
-    faults.arm(LOST)
+    proxy.arm(LOST)
     with autobatch.batch():
         futures = [count(keys=["n"]), count(keys=["n"])]
         assert [outcome(future) for future in futures] == ["OutcomeUnknown"] * 2
     assert plain.get("n") == "2"
 
 
-def test_a_script_is_carried_along_when_the_rest_of_a_batch_is_sent_again(client, faults):
+def test_a_script_is_carried_along_when_the_rest_of_a_batch_is_sent_again(client, proxy):
     """The call that brought the source was answered; the next server may not know the script."""
     read = client.register_script("return redis.call('GET', KEYS[1])")
-    faults.arm(Cut(reply=len(b"$2\r\nit\r\n")))
+    proxy.arm(Cut(reply=len(b"$2\r\nit\r\n")))
     with autobatch.batch():
         futures = [client.execute_command("EVALSHA_RO", read.sha, 1, "read") for _ in range(2)]
         assert [outcome(future) for future in futures] == ["it", "it"]
-    assert faults.names == ["EVAL_RO", "EVALSHA_RO", "EVAL_RO"]
+    assert proxy.names == [["EVAL_RO", "EVALSHA_RO"], ["EVAL_RO"]]
 
 
 BIG = 400_000
@@ -419,9 +420,9 @@ def append_much(client):
     return [client.append(f"big{number}", "x" * BIG) for number in range(40)]
 
 
-def test_what_was_not_written_whole_is_sent_again(client, faults, plain):
+def test_what_was_not_written_whole_is_sent_again(client, proxy, plain):
     """The connection breaks while the batch is being written."""
-    faults.arm(Cut(request=2 * BIG))
+    proxy.arm(Cut(request=2 * BIG))
     with autobatch.batch(**BIG_BATCH):
         outcomes = [outcome(future) for future in append_much(client)]
     assert outcomes == sorted(outcomes, key=lambda got: got == BIG)
@@ -430,13 +431,13 @@ def test_what_was_not_written_whole_is_sent_again(client, faults, plain):
     assert {*lengths} == {0, BIG}
     unknown = outcomes.count("OutcomeUnknown")
     assert lengths[unknown:] == outcomes[unknown:]
-    assert faults.connections == 2
+    assert proxy.connections == 2
 
 
-def test_what_was_not_written_whole_is_not_sent_when_retries_are_used_up(faults, plain):
-    with connect(faults.port, retry=Retry(NoBackoff(), 0)) as client:
+def test_what_was_not_written_whole_is_not_sent_when_retries_are_used_up(proxy, plain):
+    with connect(proxy.port, retry=Retry(NoBackoff(), 0)) as client:
         client.ping()
-        faults.arm(Cut(request=2 * BIG))
+        proxy.arm(Cut(request=2 * BIG))
         with autobatch.batch(**BIG_BATCH):
             outcomes = [outcome(future) for future in append_much(client)]
     assert {*outcomes} == {"OutcomeUnknown", "NotSent"}
@@ -444,11 +445,11 @@ def test_what_was_not_written_whole_is_not_sent_when_retries_are_used_up(faults,
     assert [plain.strlen(f"big{number}") for number in range(unknown, 40)] == [0] * (40 - unknown)
 
 
-def test_a_timeout_while_writing(faults, plain):
+def test_a_timeout_while_writing(proxy, plain):
     """The server reads no more: what was written whole is unknown, the rest is sent again."""
-    with connect(faults.port, socket_timeout=TIMEOUT) as client:
+    with connect(proxy.port, socket_timeout=TIMEOUT) as client:
         client.ping()
-        faults.arm(Clog(2 * BIG))
+        proxy.arm(Clog(2 * BIG))
         with autobatch.batch(**BIG_BATCH):
             futures = append_much(client)
             outcomes = [outcome(future) for future in futures]
@@ -458,55 +459,55 @@ def test_a_timeout_while_writing(faults, plain):
     assert isinstance(futures[0].exception(), redis.TimeoutError)
 
 
-def test_a_loading_server_gets_the_whole_batch_again(client, faults, plain):
-    faults.arm(LOADING)
+def test_a_loading_server_gets_the_whole_batch_again(client, proxy, plain):
+    proxy.arm(LOADING)
     with autobatch.batch():
         futures = [client.execute_command(*args) for args, _ in MIXED]
     assert [outcome(future) for future in futures] == [1, "it", 1, 1, "it", 1, 2]
     assert {*times_applied(plain).values()} == {1}
 
 
-def test_a_broken_server_leaves_the_other_one_alone(client, faults, second_server):
-    with FaultyProxy(second_server) as others, connect(others.port) as other:
-        faults.arm(LOST)
+def test_a_broken_server_leaves_the_other_one_alone(client, proxy, second_server):
+    with Proxy(second_server, delay=0) as others, connect(others.port) as other:
+        proxy.arm(LOST)
         with autobatch.batch():
             lost, kept = client.incr("n"), other.echo("kept")
             assert (outcome(lost), outcome(kept)) == ("OutcomeUnknown", "kept")
-        assert others.names == ["ECHO"]
+        assert others.names == [["ECHO"]]
 
 
-def test_a_broken_wave_leaves_the_later_ones_alone(client, faults):
+def test_a_broken_wave_leaves_the_later_ones_alone(client, proxy):
     """Two clients of one server take turns; the first connection breaks."""
-    with connect(faults.port) as other:
-        faults.arm(LOST)
+    with connect(proxy.port) as other:
+        proxy.arm(LOST)
         with autobatch.batch():
             lost, kept, read = client.incr("n"), other.incr("n"), client.get("n")
             assert [outcome(lost), outcome(kept), outcome(read)] == ["OutcomeUnknown", 2, "2"]
 
 
-def test_an_error_reply_surfaces_before_a_later_lost_one(client, faults):
+def test_an_error_reply_surfaces_before_a_later_lost_one(client, proxy):
     """The first error in program order is raised, the other one is its note."""
     wrong_type = b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
-    faults.arm(Cut(reply=len(wrong_type)))
+    proxy.arm(Cut(reply=len(wrong_type)))
     with pytest.raises(redis.ResponseError, match="WRONGTYPE") as raised, autobatch.batch():
         client.lpush("read", "x")
         client.incr("n")
     assert "OutcomeUnknown" in raised.value.__notes__[1]
 
 
-def test_a_map_of_what_was_lost_fails_with_it(client, faults):
-    faults.arm(LOST)
+def test_a_map_of_what_was_lost_fails_with_it(client, proxy):
+    proxy.arm(LOST)
     with autobatch.batch():
         double = client.incr("n").map(lambda value: value * 2)
         assert isinstance(double.exception(), OutcomeUnknown)
 
 
-def test_stats_count_what_was_sent_again(client, faults):
-    faults.arm(LOST)
+def test_stats_count_what_was_sent_again(client, proxy):
+    proxy.arm(LOST)
     with autobatch.batch() as scope:
         client.get("read")
     assert (scope.stats.commands, scope.stats.flushes) == (1, 1)
-    assert scope.stats.round_trips == scope.stats.exchanges == len(faults.names) == 2
+    assert scope.stats.round_trips == scope.stats.exchanges == proxy.round_trips == 2
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------
@@ -531,10 +532,10 @@ def after(event, action):
     return wait_and_act
 
 
-def test_interrupted_while_reading(client, faults, plain, interrupt):
+def test_interrupted_while_reading(client, proxy, plain, interrupt):
     """Every Future is settled and tells the truth; the connection is closed."""
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     with pytest.raises(KeyboardInterrupt), autobatch.batch():
         futures = [client.incr("n"), client.get("read")]
         with meanwhile(after(hold.replied, interrupt)):
@@ -544,12 +545,12 @@ def test_interrupted_while_reading(client, faults, plain, interrupt):
     hold.released.set()
     assert client.echo("another") == "another"
     assert plain.get("n") == "1"
-    assert faults.connections == 2
+    assert proxy.connections == 2
 
 
-def test_interrupted_at_the_end_of_a_scope(client, faults, interrupt):
+def test_interrupted_at_the_end_of_a_scope(client, proxy, interrupt):
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     with (
         pytest.raises(KeyboardInterrupt),
         meanwhile(after(hold.replied, interrupt)),
@@ -560,18 +561,18 @@ def test_interrupted_at_the_end_of_a_scope(client, faults, interrupt):
     assert outcome(future) == "OutcomeUnknown"
 
 
-def test_interrupted_outside_a_scope(client, faults, interrupt):
+def test_interrupted_outside_a_scope(client, proxy, interrupt):
     hold = Hold()
-    faults.arm(hold)
+    proxy.arm(hold)
     with pytest.raises(KeyboardInterrupt), meanwhile(after(hold.replied, interrupt)):
         client.incr("n")
     assert client.echo("another") == "another"
 
 
-def test_interrupted_while_writing(client, faults, plain, interrupt):
+def test_interrupted_while_writing(client, proxy, plain, interrupt):
     """What was written and ran is not called unsent."""
     clog = Clog(2 * BIG)
-    faults.arm(clog)
+    proxy.arm(clog)
     with pytest.raises(KeyboardInterrupt), autobatch.batch(**BIG_BATCH):
         first = client.incr("n")
         rest = append_much(client)
@@ -582,18 +583,18 @@ def test_interrupted_while_writing(client, faults, plain, interrupt):
     assert {outcome(future) for future in rest} <= {"OutcomeUnknown", "NotSent"}
 
 
-def test_interrupted_with_two_servers_in_flight(client, faults, second_server, interrupt):
+def test_interrupted_with_two_servers_in_flight(client, proxy, second_server, interrupt):
     """Both replies are lost; the batch that would have followed was not sent."""
     holds = Hold(), Hold()
-    faults.arm(holds[0])
+    proxy.arm(holds[0])
 
     def interrupt_both():
         assert all(hold.replied.wait(PATIENCE) for hold in holds)
         interrupt()
 
-    with FaultyProxy(second_server) as others, connect(others.port) as other:
+    with Proxy(second_server, delay=0) as others, connect(others.port) as other:
         others.arm(holds[1])
-        with connect(faults.port) as later, pytest.raises(KeyboardInterrupt), autobatch.batch():
+        with connect(proxy.port) as later, pytest.raises(KeyboardInterrupt), autobatch.batch():
             futures = [client.incr("n"), other.echo("other"), later.incr("n")]
             with meanwhile(interrupt_both):
                 futures[0].value
@@ -607,3 +608,10 @@ def test_interrupted_while_settling(client, interrupt):
         client.get("read")
         rest = [client.incr("n"), client.incr("n")]
     assert [future.done() for future in rest] == [True, True]
+
+
+def test_a_retry_that_has_nothing_left_to_send_ends(proxy):
+    """Refused by a loading server, then sent and lost: unknown, with retries to spare."""
+    proxy.arm(LOADING, LOST)
+    with connect(proxy.port, retry=Retry(NoBackoff(), 3)) as client, pytest.raises(OutcomeUnknown):
+        client.incr("n")

@@ -16,8 +16,8 @@ import redis
 import autobatch
 from autobatch.errors import NotReady, NotSent
 from autobatch.future import promise_of
-from autobatch.testing import Proxy
-from faults import FaultyProxy, Hold, connect
+from autobatch.testing import Hold, Proxy
+from faults import connect
 
 
 def runs(names):
@@ -91,7 +91,7 @@ def echo_at_once(first, second, holds):
 
 def test_two_servers_are_both_written_before_one_is_read(server, second_server, plain):
     holds = Hold(), Hold()
-    with FaultyProxy(server) as one, FaultyProxy(second_server) as two:
+    with Proxy(server, delay=0) as one, Proxy(second_server, delay=0) as two:
         one.arm(holds[0])
         two.arm(holds[1])
         with connect(one.port) as first, connect(two.port) as second:
@@ -100,7 +100,7 @@ def test_two_servers_are_both_written_before_one_is_read(server, second_server, 
 
 def test_two_databases_are_both_written_before_one_is_read(server, plain):
     holds = Hold(), Hold()
-    with FaultyProxy(server) as proxy:
+    with Proxy(server, delay=0) as proxy:
         proxy.arm(*holds)
         with connect(proxy.port) as first, connect(proxy.port, db=1) as second:
             echo_at_once(first, second, holds)

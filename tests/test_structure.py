@@ -36,6 +36,7 @@ ORDER = [
     "wire.mux",
     "wire.cluster_mux",
     "scope",
+    "block",
     "boundary",
     "aside",
     "funnel",
@@ -52,6 +53,7 @@ ORDER = [
     "wsgi",
     "testing.faults",
     "testing.proxy",
+    "testing.cluster",
     "testing",
     "testing.__main__",
 ]

@@ -13,7 +13,8 @@ import redis
 
 import autobatch
 from autobatch.errors import NotReady, OutcomeUnknown
-from faults import PATIENCE, Cut, FaultyProxy, Hold, Swallow, connect, meanwhile
+from autobatch.testing import Cut, Hold, Swallow
+from faults import PATIENCE, connect, meanwhile
 
 THREADS = 8
 
@@ -25,12 +26,6 @@ def switch_often():
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(before)
-
-
-@pytest.fixture
-def faults(server, plain):
-    with FaultyProxy(server) as faults:
-        yield faults
 
 
 def in_threads(functions):
@@ -59,12 +54,12 @@ def test_two_threads_that_force_at_once_send_once(client, proxy):
         assert proxy.names == [["ECHO"] * 2]
 
 
-def test_a_thread_waits_for_what_another_has_in_flight(faults):
+def test_a_thread_waits_for_what_another_has_in_flight(proxy):
     """It neither sends again nor comes back with nothing."""
     hold = Hold()
-    with connect(faults.port) as client, autobatch.batch():
+    with connect(proxy.port) as client, autobatch.batch():
         futures = [client.echo("first"), client.echo("second")]
-        faults.arm(hold)
+        proxy.arm(hold)
         with meanwhile(lambda: futures[0].value):
             assert hold.replied.wait(PATIENCE)
             assert not futures[1].done()
@@ -78,15 +73,15 @@ def test_a_thread_waits_for_what_another_has_in_flight(faults):
                 assert forcing.wait(PATIENCE)
                 hold.released.set()
         assert [future.value for future in futures] == ["first", "second"]
-    assert faults.names == ["ECHO", "ECHO"]
+    assert proxy.names == [["ECHO", "ECHO"]]
 
 
-def test_a_later_command_follows_what_is_in_flight(faults, plain):
+def test_a_later_command_follows_what_is_in_flight(proxy, plain):
     """Flushes of one scope come one after the other: the program's order holds."""
     hold = Hold()
-    with connect(faults.port) as client, autobatch.batch():
+    with connect(proxy.port) as client, autobatch.batch():
         first = client.rpush("log", "first")
-        faults.arm(hold)
+        proxy.arm(hold)
         with meanwhile(lambda: first.value):
             assert hold.replied.wait(PATIENCE)
             second = client.rpush("log", "second")
@@ -94,16 +89,16 @@ def test_a_later_command_follows_what_is_in_flight(faults, plain):
                 hold.released.set()
         assert (first, second) == (1, 2)
     assert plain.lrange("log", 0, -1) == ["first", "second"]
-    assert faults.connections == 1
+    assert proxy.connections == 1
 
 
-def test_a_scope_that_ends_waits_for_what_is_in_flight(faults):
+def test_a_scope_that_ends_waits_for_what_is_in_flight(proxy):
     """Nothing of it is left to settle when the block is over."""
     hold = Hold()
-    with connect(faults.port) as client, ThreadPoolExecutor(1) as pool:
+    with connect(proxy.port) as client, ThreadPoolExecutor(1) as pool:
         with autobatch.batch() as scope:
             future = client.echo("value")
-            faults.arm(hold)
+            proxy.arm(hold)
             forced = pool.submit(lambda: future.value)
             assert hold.replied.wait(PATIENCE)
             assert scope.busy
@@ -113,11 +108,11 @@ def test_a_scope_that_ends_waits_for_what_is_in_flight(faults):
         assert forced.result(PATIENCE) == "value"
 
 
-def test_a_failure_in_flight_reaches_every_thread(faults):
+def test_a_failure_in_flight_reaches_every_thread(proxy):
     """The thread that waited gets the error of its own command."""
-    with connect(faults.port) as client, autobatch.batch():
+    with connect(proxy.port) as client, autobatch.batch():
         futures = [client.incr("a"), client.incr("b")]
-        faults.arm(Cut(reply=0))
+        proxy.arm(Cut(reply=0))
         errors = in_threads([futures[0].exception, futures[1].exception])
     assert [type(error).__name__ for error in errors] == ["OutcomeUnknown"] * 2
     assert ["INCRBY a" in str(errors[0]), "INCRBY b" in str(errors[1])] == [True, True]
@@ -296,11 +291,11 @@ def test_scopes_over_the_same_two_pools_do_not_wait_for_each_other(server, secon
         pool.disconnect()
 
 
-def test_a_client_closed_by_another_thread_loses_no_future(faults, plain):
+def test_a_client_closed_by_another_thread_loses_no_future(proxy, plain):
     """Its connection goes away in the middle of an exchange: settled, and in step after."""
     fault = Swallow()
-    with connect(faults.port) as client:
-        faults.arm(fault)
+    with connect(proxy.port) as client:
+        proxy.arm(fault)
 
         def close():
             assert fault.replied.wait(PATIENCE)

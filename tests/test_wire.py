@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import redis
 
 import autobatch
 from autobatch.errors import OutcomeUnknown
 from autobatch.scope import MAX_BYTES, MAX_COMMANDS
-from faults import Answer, FaultyProxy, connect
-
-
-@pytest.fixture
-def faults(server, plain):
-    with FaultyProxy(server) as faults:
-        yield faults
+from autobatch.testing import Answer
+from faults import connect
 
 
 def test_two_hundred_commands_take_one_round_trip(client, proxy):
@@ -90,11 +84,11 @@ def test_a_callback_that_raises_fails_its_own_command(client):
     assert client.client_id() == connection
 
 
-def test_a_reply_that_is_no_redis_protocol(faults, plain):
+def test_a_reply_that_is_no_redis_protocol(proxy, plain):
     """What was written is unknown; the connection is closed."""
-    with connect(faults.port) as client:
+    with connect(proxy.port) as client:
         client.ping()
-        faults.arm(Answer(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+        proxy.arm(Answer(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
         with autobatch.batch():
             futures = [client.incr("n"), client.incr("n")]
             errors = [future.exception() for future in futures]
@@ -102,15 +96,15 @@ def test_a_reply_that_is_no_redis_protocol(faults, plain):
         assert isinstance(errors[0], OutcomeUnknown)
         assert isinstance(errors[0], redis.RedisError)
         assert client.echo("in step") == "in step"
-    assert faults.connections == 2
+    assert proxy.connections == 2
 
 
-def test_a_reply_too_many_reaches_nobody(faults, plain):
+def test_a_reply_too_many_reaches_nobody(proxy, plain):
     """Whoever sent it: the next command gets its own."""
-    with connect(faults.port) as client:
+    with connect(proxy.port) as client:
         client.ping()
-        faults.arm(Answer(b"+one\r\n+one too many\r\n"))
+        proxy.arm(Answer(b"+one\r\n+one too many\r\n"))
         with autobatch.batch():
             assert client.get("k") == "one"
-        faults.arm()
+        proxy.arm()
         assert client.echo("in step") == "in step"

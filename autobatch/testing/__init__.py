@@ -8,9 +8,11 @@
         ...
 
 All of it happens on real connections to a real server. The proxy can delay, too, to stand for a
-network: `python -m autobatch.testing --help`.
+network: `python -m autobatch.testing --help`. `Cluster` forms a real cluster, with such a proxy in
+front of each node if wanted.
 """
 
+from autobatch.testing.cluster import Cluster
 from autobatch.testing.faults import (
     Answer,
     Clog,
@@ -33,6 +35,7 @@ from autobatch.testing.proxy import Exchange, Proxy, free_port
 __all__ = [
     "Answer",
     "Clog",
+    "Cluster",
     "Cut",
     "Delay",
     "Drip",

@@ -1,13 +1,18 @@
 """What a connection through `autobatch.testing.Proxy` can suffer.
 
-A fault is told of all that passes, in the thread of the proxy, which must not be blocked. Write
-your own by overriding `request` and `reply`: what they do not pass on is lost.
+A fault is told of all that passes, in the thread of the proxy, which must not be blocked: to wait
+for something, use a `Signal`. Write your own by overriding `request` and `reply`: what they do not
+pass on is lost.
+
+    class LoseThePings(Fault):
+        def request(self, link, data):
+            if (b"PING",) not in link.arrived:
+                link.to_server(data)
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -55,11 +60,12 @@ class Signal(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self._calls: collections.deque[tuple[Link, Callable[[], object]]] = collections.deque()
+        self._calling = threading.Lock()
 
     def set(self) -> None:
         super().set()
-        with contextlib.suppress(IndexError):  # another thread may empty it, too
-            while True:
+        with self._calling:  # two threads at once would mix up the order
+            while self._calls:
                 link, function = self._calls.popleft()
                 link.call_soon(function)
 
@@ -131,6 +137,11 @@ class Reset(_AtByte):
 
 class HalfClose(_AtByte):
     """End the replies after so many bytes, while requests still reach the server."""
+
+    def request(self, link: Link, data: bytes) -> None:
+        link.to_server(data)
+        if self._request is not None and self._request <= link.requested:
+            self.strike(link)
 
     def strike(self, link: Link) -> None:
         link.end_replies()
@@ -254,12 +265,11 @@ class Answer(Fault):
 
 
 class Insert(Fault):
-    """Add bytes to the first reply: in front of it, or behind."""
+    """Add bytes to the first replies that come together: in front of them, or behind."""
 
     def __init__(self, *, before: bytes = b"", behind: bytes = b"") -> None:
-        self._parts = before, behind
+        self._before = before
+        self._behind = behind
 
     def reply(self, link: Link, data: bytes) -> None:
-        before, behind = self._parts
-        self._parts = b"", b""
-        link.to_client(before + data + behind)
+        link.to_client(data if link.replied else self._before + data + self._behind)

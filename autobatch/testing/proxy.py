@@ -7,6 +7,7 @@ import collections
 import contextlib
 import itertools
 import random
+import select
 import selectors
 import socket
 import struct
@@ -22,7 +23,23 @@ from autobatch.testing.faults import Fault
 # What redis-py sends on a new connection, before the first command of the program.
 _GREETING = {"AUTH", "CLIENT", "HELLO", "SELECT"}
 _NOTHING = Fault()
+_WINDOW = 16 << 20  # bytes on their way through the network, in one direction of a connection
+_OVERHEAD = 512  # bytes of memory, about, that a piece on its way takes beside its own
+_BACKLOG = 1024  # of clients that connect at once: the next one would wait a second
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing does not wait, but sends a reset
+_SELECTABLE = 1024  # what select() takes are descriptors below this
+
+
+class _Selector(selectors.DefaultSelector):
+    """The usual one, also for pauses of less than a millisecond, which epoll rounds up."""
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None or timeout <= 0 or not hasattr(selectors, "EpollSelector"):
+            return super().select(timeout)
+        if self.fileno() < _SELECTABLE:
+            select.select([self], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
 
 
 class Exchange(list[tuple[bytes, ...]]):
@@ -46,10 +63,14 @@ class Proxy:
     takes in all that arrives until nothing is owed. What redis-py sends to greet a server is
     not counted, and passes unharmed unless `arm` is told otherwise.
 
+    An error in a fault of your own ends its connection, and is raised where the `with` block of
+    the proxy ends.
+
     Attributes:
         port: where it listens, on the loopback address.
         exchanges: each a list of its commands, as tuples of bytes.
         connections: how many were accepted.
+        links: those that are open.
         server: host and port of the server that new connections go to.
         delay, jitter: seconds, as given.
     """
@@ -63,6 +84,7 @@ class Proxy:
         jitter: float = 0.0,
         seed: int = 0,
         listen: int = 0,
+        count: bool = True,
     ) -> None:
         """Prepare a proxy.
 
@@ -74,6 +96,7 @@ class Proxy:
             jitter: seconds that are added to that at random. What passes keeps its order.
             seed: of the randomness.
             listen: the port to listen on; 0 takes a free one.
+            count: keep what was sent, for `exchanges`, which grow until `reset`.
 
         Raises:
             OSError: the port is taken.
@@ -87,12 +110,14 @@ class Proxy:
         self.connections = 0
         self.server = (host, port)
         self.links: set[Link] = set()
+        self.counting = count
         self._armed: Iterator[Fault] = iter(())
         self._armed_for_greeting = False
+        self._errors: list[BaseException] = []
         self._listener: asyncio.Server | None = None
-        # Not epoll, whose timers are whole milliseconds.
-        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._loop = asyncio.SelectorEventLoop(_Selector())
         self._serving = threading.Event()
+        self._served_by: int | None = None
         self._thread = threading.Thread(
             target=self.serve_forever, name="autobatch-proxy", daemon=True
         )
@@ -121,7 +146,13 @@ class Proxy:
 
     def reset(self) -> None:
         """Forget what was counted."""
-        self.exchanges.clear()
+
+        def reset() -> None:
+            self.exchanges.clear()
+            for link in self.links:
+                link.forget()
+
+        self._call(reset)
 
     # ---- breaking ----------------------------------------------------------------------
 
@@ -153,6 +184,8 @@ class Proxy:
                 self._listener.close()
                 self._listener = None
 
+        for _ in range(2):  # turns of the loop, in which who came before is still accepted
+            self._call(lambda: None)
         self._call(refuse)
 
     def accept(self) -> None:
@@ -162,11 +195,11 @@ class Proxy:
             asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
     def disconnect(self) -> None:
-        """Break all connections there are, with a TCP reset."""
+        """Break all connections there are, now, with a TCP reset."""
 
         def disconnect() -> None:
             for link in list(self.links):
-                link.reset()
+                link.disconnect()
 
         self._call(disconnect)
 
@@ -179,6 +212,10 @@ class Proxy:
         """Return what a connection has to suffer from now on; in the proxy's thread."""
         return next(self._armed, _NOTHING) if greeting is self._armed_for_greeting else _NOTHING
 
+    def failed(self, error: BaseException) -> None:
+        """Keep an error of a fault for the end of the `with` block; in the proxy's thread."""
+        self._errors.append(error)
+
     # ---- running -----------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -186,13 +223,17 @@ class Proxy:
         self._serving.wait()  # or stopping it could come before it runs
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        # It explains an error of the block, but must not stand in for what is to end the program.
+        if self._errors and (error is None or isinstance(error, Exception)):
+            raise self._errors[0]
 
     def serve_forever(self) -> None:
         """Run in this thread, until interrupted."""
         loop = self._loop
+        self._served_by = threading.get_ident()
         loop.run_until_complete(self._listen())
         loop.call_soon(self._serving.set)
         try:
@@ -205,13 +246,13 @@ class Proxy:
 
     async def _listen(self) -> None:
         self._listener = await self._loop.create_server(
-            lambda: _ClientSide(Link(self, self._loop)), sock=self._socket
+            lambda: _ClientSide(Link(self, self._loop)), sock=self._socket, backlog=_BACKLOG
         )
 
     async def _wind_up(self) -> None:
-        connecting = {link.connecting for link in self.links}
-        for task in connecting:
-            task.cancel()
+        for link in self.links:
+            if link.connecting is not None:
+                link.connecting.cancel()
         # The others accept connections. A cancelled one could leave its socket open.
         await asyncio.gather(
             *asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True
@@ -223,7 +264,7 @@ class Proxy:
 
     def _call(self, function: Callable[[], object]) -> None:
         """Call a function in the proxy's thread, and wait for it."""
-        if threading.current_thread() is self._thread or not self._loop.is_running():
+        if threading.get_ident() == self._served_by or not self._loop.is_running():
             function()
             return
         done: Future[None] = Future()
@@ -232,7 +273,8 @@ class Proxy:
             try:
                 function()
             finally:
-                done.set_result(None)
+                # Sockets are closed, and faults are let go, in the loop's next turn.
+                self._loop.call_soon(done.set_result, None)
 
         self._loop.call_soon_threadsafe(call)
         done.result()
@@ -245,9 +287,12 @@ class Link:
         self.arrived: list[tuple[bytes, ...]] = []
         self.requested = 0
         self.replied = 0
-        self.closed = False
+        self.connecting: asyncio.Task[None] | None = None
+        self.dropped = False
         self.to_client_side = _Side(proxy, loop)
         self.to_server_side = _Side(proxy, loop)
+        self.to_client_side.source = self.to_server_side
+        self.to_server_side.source = self.to_client_side
         self._proxy = proxy
         self._loop = loop
         self._fault = _NOTHING
@@ -272,7 +317,9 @@ class Link:
         try:
             await self._loop.create_connection(lambda: _ServerSide(self), *self._proxy.server)
         except OSError:
-            self.close()
+            self.to_client_side.close()
+        self.connecting = None
+        self._leave()
 
     def take_request(self, data: bytes) -> None:
         """Pass on what the client has sent, if its fault lets it through."""
@@ -280,40 +327,71 @@ class Link:
             return
         self._requests.feed(data)
         self.arrived = []
-        while (command := self._requests.gets()) is not False:
-            self.arrived.append(tuple(command))
+        with contextlib.suppress(hiredis.ProtocolError):  # inline commands are not counted
+            while (command := self._requests.gets()) is not False:
+                if isinstance(command, list) and command and isinstance(command[0], bytes):
+                    self.arrived.append(tuple(command))
         names = {_name(command) for command in self.arrived}
         self._greeting = self._greeting and bool(names) and names <= _GREETING
         if self._greeting:
             self._owed += len(self.arrived)
         else:
-            self._count()
+            if self._proxy.counting:
+                self._count()
             if self._fault is _NOTHING:
                 self._take_fault(greeting=False)
-        self._fault.request(self, data)
+        self._guard(self._fault.request, self, data)
 
     def take_reply(self, data: bytes) -> None:
         """Pass on what the server has sent, if its fault lets it through."""
-        self._fault.reply(self, data)
+        self._guard(self._fault.reply, self, data)
 
     def release(self) -> None:
         """Suffer nothing any more."""
-        self._fault.end()
-        self._fault = _NOTHING
+        fault = self._fault
+
+        def pass_everything() -> None:
+            if self._fault is fault:
+                self._fault = _NOTHING
+
+        self._guard(fault.end)
+        self._loop.call_soon(pass_everything)  # behind what was held back
+
+    def forget(self) -> None:
+        """Count what comes as a new exchange."""
+        self._exchange = None
 
     def close(self) -> None:
         """Close both connections, when what was passed on has left."""
-        self.closed = True
         self.to_client_side.close()
         self.to_server_side.close()
-        if not (self.to_client_side.connected or self.to_server_side.connected):
-            self._proxy.links.discard(self)
+        self._leave()
 
     def drop(self) -> None:
         """Close both connections at once."""
-        self.closed = True
+        self.dropped = True
         self.to_client_side.drop()
         self.to_server_side.drop()
+
+    def disconnect(self) -> None:
+        """Break the connection with a TCP reset, at once."""
+        self.to_client_side.reset_now()
+        self.cut()
+
+    def _guard(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function of a fault."""
+        try:
+            function(*arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also SystemExit, and pytest's outcomes
+            self._proxy.failed(error)
+            self.drop()
+
+    def _leave(self) -> None:
+        """Be forgotten, if nothing is open any more."""
+        if not (self.connecting or self.to_client_side.connected or self.to_server_side.connected):
+            self._proxy.links.discard(self)
 
     def _take_fault(self, *, greeting: bool) -> None:
         self._fault = self._proxy.next_fault(greeting=greeting)
@@ -333,23 +411,24 @@ class Link:
         with contextlib.suppress(hiredis.ProtocolError):  # a fault sends what it likes
             self._replies.feed(data)
             while (reply := self._replies.gets()) is not False:
-                if not isinstance(reply, hiredis.PushNotification):
+                if not isinstance(reply, hiredis.PushNotification) and self._owed:
                     self._owed -= 1
 
     # ---- for faults --------------------------------------------------------------------
 
     def to_server(self, data: bytes, after: float = 0.0) -> None:
         self.requested += len(data)
-        self.to_server_side.write(data, after)
+        self.to_server_side.write(bytes(memoryview(data)), after)
 
     def to_client(self, data: bytes, after: float = 0.0) -> None:
         self.replied += len(data)
         exchange = self._exchange
+        data = bytes(memoryview(data))
         self.to_client_side.write(data, after, lambda: self._count_replies(data, exchange))
 
     def call_soon(self, function: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the proxy has ended
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(self._guard, function)
 
     def stop_reading(self) -> None:
         self.to_client_side.stop_reading()
@@ -368,15 +447,26 @@ class Link:
 
 
 class _Side:
-    """One of a link's two connections: what is to be written to it, and when."""
+    """One of a link's two connections: what is to be written to it, and when.
+
+    Attributes:
+        connected: whether it is open.
+        source: the other one, from which comes what is written here.
+    """
+
+    source: _Side
 
     def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
+        self.connected = False
         self._proxy = proxy
         self._loop = loop
-        self.connected = False
         self._transport: Any = None
-        self._stopped = False
+        self._stopped = False  # nothing more is read
+        self._ended = False  # nothing more is written
+        self._full = False  # the transport takes no more for now
         self._due = 0.0
+        self._on_its_way = 0
+        self._waiting: collections.deque[Callable[[], object]] = collections.deque()
         self._early: collections.deque[Callable[[], object]] = collections.deque()
 
     def connect(self, transport: Any) -> None:
@@ -388,43 +478,61 @@ class _Side:
     def write(
         self, data: bytes, after: float, before_writing: Callable[[], object] | None = None
     ) -> None:
+        size = len(data) + _OVERHEAD
+
         def write() -> None:
-            if before_writing is not None:
-                before_writing()
-            self._transport.write(data)
+            self._on_its_way -= size
+            if not self._ended:
+                if before_writing is not None:
+                    before_writing()
+                self._transport.write(data)
+            self._throttle()
 
         if data:
+            self._on_its_way += size
             self._later(write, after)
+            self._throttle()
 
     def end(self) -> None:
-        # There is a transport only when the server is connected.
-        self._later(lambda: self._transport.write_eof())  # noqa: PLW0108
+        def end() -> None:
+            self._ended = True
+            self._transport.write_eof()
+
+        self._later(end)
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._later(self._transport.close)
+        self._later(lambda: self._transport.close())  # noqa: PLW0108  # there may be none yet
 
     def stop_reading(self) -> None:
         """Read no more, for good."""
         self._stopped = True
         self._transport.pause_reading()
 
-    def pause_reading(self) -> None:
-        """Read no more for now: the other side takes no more."""
-        if self._transport is not None:
+    def fill(self, *, full: bool) -> None:
+        """Learn whether the transport takes more for now."""
+        self._full = full
+        self._throttle()
+
+    def _throttle(self) -> None:
+        """Read from the other side only as long as this one takes it."""
+        self.source.keep_reading(not self._full and self._on_its_way <= _WINDOW)
+
+    def keep_reading(self, wanted: bool) -> None:  # noqa: FBT001
+        if self._transport is None:
+            return
+        if wanted and not self._stopped:
+            self._transport.resume_reading()
+        else:
             self._transport.pause_reading()
 
-    def resume_reading(self) -> None:
-        if self._transport is not None and not self._stopped:
-            self._transport.resume_reading()
-
     def reset(self) -> None:
-        def reset() -> None:
+        self._later(self.reset_now)
+
+    def reset_now(self) -> None:
+        if self.connected:
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
-
-        self._later(reset)
 
     def drop(self) -> None:
         if self._transport is not None:
@@ -437,9 +545,12 @@ class _Side:
         if proxy.jitter:
             delay += proxy.jitter * proxy.random.random()
         self._due = max(self._due, self._loop.time() + delay)
-        self._loop.call_at(self._due, self._call, function)
+        # The loop calls what is due at the same time in any order; what passes keeps its own.
+        self._waiting.append(function)
+        self._loop.call_at(self._due, self._call_next)
 
-    def _call(self, function: Callable[[], object]) -> None:
+    def _call_next(self) -> None:
+        function = self._waiting.popleft()
         if self._transport is None:
             self._early.append(function)
         elif not self._transport.is_closing():
@@ -457,10 +568,10 @@ class _ClientSide(asyncio.Protocol):
         self._link.take_request(data)
 
     def pause_writing(self) -> None:
-        self._link.to_server_side.pause_reading()
+        self._link.to_client_side.fill(full=True)
 
     def resume_writing(self) -> None:
-        self._link.to_server_side.resume_reading()
+        self._link.to_client_side.fill(full=False)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._link.to_client_side.connected = False
@@ -472,19 +583,18 @@ class _ServerSide(asyncio.Protocol):
         self._link = link
 
     def connection_made(self, transport: Any) -> None:
-        if self._link.closed:  # the client left meanwhile
-            transport.close()
-        else:
-            self._link.to_server_side.connect(transport)
+        self._link.to_server_side.connect(transport)
+        if self._link.dropped:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._link.take_reply(data)
 
     def pause_writing(self) -> None:
-        self._link.to_client_side.pause_reading()
+        self._link.to_server_side.fill(full=True)
 
     def resume_writing(self) -> None:
-        self._link.to_client_side.resume_reading()
+        self._link.to_server_side.fill(full=False)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._link.to_server_side.connected = False

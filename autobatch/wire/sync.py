@@ -301,7 +301,7 @@ def _send_again(flight: Flight) -> int:
             again.land()
         if again.connection is None and again.failure is not None:
             batch.give_up(again.failure)
-        elif again.failure is not None:
+        elif again.failure is not None and batch.entries:
             raise again.failure
 
     try:
