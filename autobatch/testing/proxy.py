@@ -101,7 +101,7 @@ class Proxy:
         Raises:
             OSError: the port is taken.
         """
-        self._socket = socket.create_server(("127.0.0.1", listen))
+        self._socket: socket.socket | None = _listening_socket(listen)
         self.port: int = self._socket.getsockname()[1]
         self.delay = delay
         self.jitter = jitter
@@ -114,7 +114,7 @@ class Proxy:
         self._armed: Iterator[Fault] = iter(())
         self._armed_for_greeting = False
         self._errors: list[BaseException] = []
-        self._listener: asyncio.Server | None = None
+        self._accepting: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.SelectorEventLoop(_Selector())
         self._serving = threading.Event()
         self._served_by: int | None = None
@@ -178,21 +178,13 @@ class Proxy:
 
     def refuse(self) -> None:
         """Accept no more connections, until `accept`."""
-
-        def refuse() -> None:
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
-
-        for _ in range(2):  # turns of the loop, in which who came before is still accepted
-            self._call(lambda: None)
-        self._call(refuse)
+        self._call(self._refuse)
 
     def accept(self) -> None:
         """Accept connections again."""
-        if self._listener is None:
-            self._socket = socket.create_server(("127.0.0.1", self.port))
-            asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        if self._socket is None:
+            self._socket = _listening_socket(self.port)
+            self._call(self._listen)
 
     def disconnect(self) -> None:
         """Break all connections there are, now, with a TCP reset."""
@@ -234,29 +226,46 @@ class Proxy:
         """Run in this thread, until interrupted."""
         loop = self._loop
         self._served_by = threading.get_ident()
-        loop.run_until_complete(self._listen())
+        self._listen()
         loop.call_soon(self._serving.set)
         try:
             loop.run_forever()
         finally:
-            if self._listener is not None:
-                self._listener.close()
+            self._refuse()
             loop.run_until_complete(self._wind_up())
             loop.close()
 
-    async def _listen(self) -> None:
-        self._listener = await self._loop.create_server(
-            lambda: _ClientSide(Link(self, self._loop)), sock=self._socket, backlog=_BACKLOG
-        )
+    # Not asyncio's server: one that is closed leaves a connection open that it was accepting.
+
+    def _listen(self) -> None:
+        assert self._socket is not None
+        self._loop.add_reader(self._socket, self._accept, self._socket)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while True:
+                client, _ = listener.accept()
+                accepting = self._loop.create_task(
+                    self._loop.connect_accepted_socket(
+                        lambda: _ClientSide(Link(self, self._loop)), client
+                    )
+                )
+                self._accepting.add(accepting)
+                accepting.add_done_callback(self._accepting.discard)
+
+    def _refuse(self) -> None:
+        if self._socket is not None:
+            self._accept(self._socket)  # who came before
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
 
     async def _wind_up(self) -> None:
-        for link in self.links:
-            if link.connecting is not None:
-                link.connecting.cancel()
-        # The others accept connections. A cancelled one could leave its socket open.
-        await asyncio.gather(
-            *asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True
-        )
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        connecting = [link.connecting for link in self.links if link.connecting is not None]
+        for task in connecting:
+            task.cancel()
+        await asyncio.gather(*connecting, return_exceptions=True)
         for link in list(self.links):
             link.release()
             link.drop()
@@ -610,3 +619,9 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def _listening_socket(port: int) -> socket.socket:
+    listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
+    listener.setblocking(False)  # noqa: FBT003  # as it is
+    return listener
