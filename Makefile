@@ -4,15 +4,17 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-# The demo's settings: milliseconds each way, the page's port, 1 to end after the table.
+# The demo's settings: milliseconds each way, the page's port, 1 to end after the table, 1 for a
+# cluster.
 RTT ?= 1
 PORT ?= 8000
 ONCE ?=
+CLUSTER ?=
 
 .PHONY: run test test-core test-lowest check format soak bench examples clean
 
 run: $(VENV)/ready
-	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once)
+	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(ARGS)

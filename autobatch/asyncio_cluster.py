@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
 
-from autobatch.cluster import Call, Clustered
+from autobatch.cluster import Call, Clustered, Finish, needs_nodes
 from autobatch.funnel import BatchingScript, Funnel, twin_of
 from autobatch.future import AsyncFuture
 from autobatch.keys import ONE_KEY
@@ -51,7 +51,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
         )
         owner = self if self._origin is None else self._origin
         if isinstance(owner, RedisCluster):
-            weakref.finalize(owner, wire.abandon).atexit = False
+            weakref.finalize(owner, wire.abandoning()).atexit = False
         return wire
 
     @property
@@ -78,7 +78,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
             scope.loop = asyncio._get_running_loop()
         if args[0] in ONE_KEY and len(args) > 1 and _TARGET not in options:
             return self._queue(scope, args, options)
-        if not self.nodes_manager.slots_cache:
+        if not self.nodes_manager.slots_cache and needs_nodes(self, args, options):
             return self._when_initialized(args, options)
         return self._queue_routed(scope, args, options)
 
@@ -99,8 +99,17 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
             if not isinstance(scope, StrayScope):
                 await scope.astep_aside()
             return await super(Funnel, self).execute_command(*call.args, **call.options)
+        await self.initialize()
         call.place(await self._determine_slot(*call.args))
         return await self._queue_call(scope, call)
+
+    def _together(self, values: list[Any], function: Finish) -> Any:
+        if values and type(values[0]) is AsyncFuture:
+            return super()._together(values, function)
+        return self._gathered(values, function)
+
+    async def _gathered(self, values: list[Any], function: Finish) -> Any:
+        return function(list(await asyncio.gather(*values)))
 
     def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return self._step_aside(scope, args, options)
@@ -123,6 +132,11 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
         def register_script(self, script):
             self._know_script(script)
             return BatchingScript(self, script)
+
+        def _aside(self, thing):
+            if asyncio._get_running_loop() is not None:
+                self._wire.at_home()
+            return super()._aside(thing)
 
     async def aclose(self) -> None:
         """Send what waits, then close the connections, as redis-py's client does."""

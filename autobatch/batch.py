@@ -19,6 +19,10 @@ class Wire(Protocol):
         """Whether an event loop carries it, instead of a thread that waits."""
 
     @property
+    def divides(self) -> bool:
+        """Whether one batch travels on several connections, so that replies come in any order."""
+
+    @property
     def server(self) -> object:
         """Equal for wires that reach the same data, whose order has to be kept."""
 

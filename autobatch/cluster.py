@@ -17,7 +17,7 @@ from autobatch.funnel import Funnel, twin_of, without_futures
 from autobatch.future import FUTURE_TYPES, combine, future_of
 from autobatch.keys import ONE_KEY
 from autobatch.promise import Failure
-from autobatch.scope import Scope, current, step_aside
+from autobatch.scope import Scope, ambient, current, step_aside
 from autobatch.wire import sync
 from autobatch.wire.cluster import Wire
 from autobatch.wire.server import wires_of
@@ -94,20 +94,26 @@ class Clustered(Funnel):
             }
             return [by_name[name] for name in names]
 
-        return _together(values, in_order)
+        return self._together(values, in_order)
 
     def mset_nonatomic(self, mapping: Mapping[Any, Any]) -> Any:
         """Set keys, whatever their slots: one MSET a slot. Returns a list of their replies."""
         by_slot = self._by_slot((name, [name, value]) for name, value in mapping.items())
-        return _together(self._call_all([("MSET", *pairs) for pairs in by_slot]), list)
+        return self._together(self._call_all([("MSET", *pairs) for pairs in by_slot]), list)
 
     def _split(self, name: str, keys: Iterable[Any]) -> Any:
         by_slot = self._by_slot((key, [key]) for key in without_futures(tuple(keys)))
-        return _together(self._call_all([(name, *of_slot) for of_slot in by_slot]), sum)
+        return self._together(self._call_all([(name, *of_slot) for of_slot in by_slot]), sum)
 
     def _call_all(self, calls: list[tuple[Any, ...]]) -> list[Any]:
         """Call several commands, and return their values or Futures."""
         return [self.execute_command(*args) for args in calls]
+
+    def _together(self, values: list[Any], function: Finish) -> Any:
+        """Return `function` of what `_call_all` gave, a Future if that are Futures."""
+        if values and type(values[0]) in FUTURE_TYPES:
+            return combine(values, function)
+        return function(values)
 
     def _by_slot(self, items: Iterable[tuple[Any, list[Any]]]) -> list[list[Any]]:
         """Return the arguments of each slot; each item is a key and its arguments."""
@@ -137,9 +143,7 @@ class Call:
         self.pinned = self.unknown = False
         self.nodes: list[Any] | None = None
         target = options.get(_TARGET)
-        words = " ".join(str(word) for word in spelled[:2]).upper()
-        self._name = words if words in client.command_flags else str(args[0]).upper()
-        flag = client.command_flags.get(self._name)
+        self._name, flag = _flag_of(client, spelled)
         if target is not None:
             self.nodes = _nodes_of(client, target)
         elif flag is not None and flag in client.NODE_FLAGS:
@@ -218,6 +222,28 @@ class Call:
 _ANYWHERE = frozenset({"EVAL", "EVALSHA", "FCALL"})
 
 
+def _flag_of(client: Any, spelled: tuple[Any, ...]) -> tuple[str, str | None]:
+    """Return a command's name in redis-py's tables, and what they say of the nodes it goes to."""
+    words = [_word(word) for word in spelled[:2]]
+    for name in (" ".join(words), words[0]):
+        if name in client.command_flags:
+            return name, client.command_flags[name]
+    return words[0], None
+
+
+def _word(arg: Any) -> str:
+    text: str = arg.decode("latin-1") if isinstance(arg, bytes) else str(arg)
+    return text.upper()
+
+
+def needs_nodes(client: Any, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Return whether a call goes to nodes that have to be known when it is called."""
+    if _TARGET in options:
+        return True
+    _, flag = _flag_of(client, spelled_out(without_futures(args)))
+    return flag in client.NODE_FLAGS and flag != client.DEFAULT_NODE
+
+
 def _nodes_of(client: Any, target: Any) -> list[Any]:
     """Return the nodes that redis-py's option `target_nodes` means."""
     if isinstance(target, str):
@@ -242,13 +268,6 @@ def _nodes_of(client: Any, target: Any) -> list[Any]:
     return nodes
 
 
-def _together(values: list[Any], function: Finish) -> Any:
-    """Return `function` of some values, a Future if they are Futures."""
-    if values and type(values[0]) in FUTURE_TYPES:
-        return combine(values, function)
-    return function(values)
-
-
 class RedisCluster(Clustered, redis.RedisCluster):
     """redis-py's client of a cluster, batching: inside a scope every call returns a Future at once.
 
@@ -261,6 +280,15 @@ class RedisCluster(Clustered, redis.RedisCluster):
     Attributes:
         retry_writes: as given to the constructor.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Create a client, with redis-py's arguments, and `retry_writes` as `autobatch.Redis`."""
+        token = ambient.set(None)  # it asks the cluster at once, whatever scope it is made in
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            ambient.reset(token)
+        self.__dict__.pop("_wire", None)  # which that has used already
 
     @functools.cached_property
     def _wire(self) -> Wire:

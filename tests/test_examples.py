@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import autobatch
+
 ROOT = Path(__file__).parent.parent
 NAMES = [
     "atomic",
@@ -61,7 +63,8 @@ def example(proxy, client, monkeypatch):
 def test_these_are_all():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
     # The applications are served by test_starlette.py, test_flask.py and test_asgi_asyncio.py.
-    assert modules == {*NAMES, "__init__", "server", "asyncio_app", "flask_app", "starlette_app"}
+    applications = {"asyncio_app", "flask_app", "starlette_app"}
+    assert modules == {*NAMES, "cluster", "__init__", "server", *applications}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,6 +75,11 @@ def test_prints_what_its_docstring_says(name, proxy):
 
 def test_brings_its_own_server_without_a_url(server):
     assert run("increment_and_expire") == promised("increment_and_expire")
+
+
+@pytest.mark.server
+def test_brings_its_own_cluster_without_a_url():
+    assert run("cluster") == promised("cluster") != ""
 
 
 def test_increment_and_expire_alone(example, proxy):
@@ -218,3 +226,39 @@ def test_a_generator_joins_the_scope_around_it(generators, proxy):
     generators.in_one_scope()
     assert [len(exchange) for exchange in proxy.exchanges] == [2, 3, 3, 2]
     assert proxy.names[0] == ["INCRBY", "ZREVRANGE"]
+
+
+@pytest.fixture
+def on_cluster(cluster, monkeypatch):
+    """The cluster example, its client behind the counting proxies."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setenv("REDIS_CLUSTER_URL", f"redis://127.0.0.1:{cluster.ports[0]}")
+    module = importlib.import_module("examples.cluster")
+    with autobatch.RedisCluster("127.0.0.1", cluster.ports[0], decode_responses=True) as client:
+        monkeypatch.setattr(module, "redis", client)
+        cluster.reset_counts()
+        yield module
+
+
+def names_on(cluster):
+    """What the primaries were sent, by node."""
+    return [cluster.proxies[port].names for port in cluster.primaries]
+
+
+def test_a_scope_is_an_exchange_with_each_node(on_cluster, cluster):
+    on_cluster.on_three_nodes()
+    names = names_on(cluster)
+    assert [len(exchanges) for exchanges in names] == [1, 1, 1]
+    sent = sorted(name for [exchange] in names for name in exchange)
+    assert sent == ["INCRBY"] * 5 + ["RPUSH"] * 5
+
+
+def test_keys_of_one_slot_can_be_a_transaction(on_cluster, cluster):
+    on_cluster.in_one_slot()
+    sent = [names for names in names_on(cluster) if names]
+    assert sent == [[["MSET"], ["MULTI", "DECRBY", "INCRBY", "EXEC"]]]
+
+
+def test_a_transaction_over_two_slots_is_not_sent(on_cluster, cluster):
+    on_cluster.in_two_slots()
+    assert names_on(cluster) == [[], [], []]

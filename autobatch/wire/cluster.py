@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from binascii import crc_hqx
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import redis
+import redis.asyncio
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as _SLOTS
 from redis.crc import key_slot
 from redis.exceptions import (
@@ -64,15 +65,58 @@ class Leftover:
     failures: int = 0
 
 
+class Unsent:
+    """What nodes have refused to run, by key: what was called later has to come after it."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._reasons: dict[Entry, BaseException] = {}
+        self._by_name: dict[bytes, dict[Entry, None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def add(self, entry: Entry, reason: BaseException) -> None:
+        """Note something, and why it has not run."""
+        self._reasons[entry] = reason
+        for name in self._router.names_of(entry):
+            self._by_name.setdefault(name, {})[entry] = None
+
+    def discard(self, entry: Entry) -> None:
+        """Forget something: it is on its way again, or settled."""
+        if self._reasons.pop(entry, None) is not None:
+            for name in self._router.names_of(entry):
+                of_name = self._by_name[name]
+                del of_name[entry]
+                if not of_name:
+                    del self._by_name[name]
+
+    def in_front_of(self, entry: Entry) -> dict[Entry, BaseException]:
+        """Return what is of the same scope and has a key of something, with the reasons."""
+        lane = _lane_of(entry)
+        return {
+            earlier: self._reasons[earlier]
+            for name in self._router.names_of(entry)
+            for earlier in self._by_name.get(name, ())
+            if _lane_of(earlier) == lane
+        }
+
+
+def _lane_of(entry: Entry) -> int:
+    lane: int = getattr(commands_of([entry])[0].owner, "lane", 0)
+    return lane
+
+
 class Part(Batch):
     """The commands of a cluster's batch for one node. What has to be sent again stays in it.
 
     Attributes:
         node: where it goes.
         ask: the node takes its commands only with ASKING in front of each.
+        unsent: what was refused, also of parts that travel in front of this one.
     """
 
-    __slots__ = ("_causes", "_order", "ask", "node", "router")
+    __slots__ = ("_causes", "_order", "ask", "node", "router", "unsent")
 
     divided = True
 
@@ -85,8 +129,10 @@ class Part(Batch):
         *,
         ask: bool = False,
         usual: bool = False,
+        unsent: Unsent | None = None,
     ) -> None:
         super().__init__(wire, entries, usual=usual)
+        self.unsent = unsent
         self.router = router
         self.node = node
         self.ask = ask
@@ -97,10 +143,8 @@ class Part(Batch):
         if len(self.entries) <= size:
             return [self]
         portions = [self.entries[i : i + size] for i in range(0, len(self.entries), size)]
-        return [
-            Part(self.wire, each, self.router, self.node, ask=self.ask, usual=self.usual)
-            for each in portions
-        ]
+        options: dict[str, Any] = {"ask": self.ask, "usual": self.usual, "unsent": self.unsent}
+        return [Part(self.wire, each, self.router, self.node, **options) for each in portions]
 
     def seal(self) -> bytes:
         sealed = super().seal()
@@ -123,7 +167,8 @@ class Part(Batch):
         if self.ask:
             replies = self._without_asking(replies)
         # By their kinds, of which there are few, instead of one by one.
-        if not any(issubclass(kind, NOT_HERE) for kind in set(map(type, replies))):
+        refused = any(issubclass(kind, NOT_HERE) for kind in set(map(type, replies)))
+        if not refused and not self.unsent:
             super().settle(replies)
             return
         entries, self.entries = self.entries, []
@@ -151,11 +196,14 @@ class Part(Batch):
             written -= len(entry.packed)
             position += entry.reply_count
             answered += 1
-        redirected, self.entries = self.entries, entries[answered:]
+        refused, self.entries = self.entries, entries[answered:]
         super().abort(replies[position:], written, cause, later)
-        for entry in self.entries:
+        again, self.entries = self.entries, refused + self.entries
+        for entry in again:
             self._causes[entry] = cause
-        self.entries[:0] = redirected
+        if refused:
+            for entry in set(entries[answered:]).difference(again):
+                self._give_up_before(entry)
 
     def hand_back(self, cause: BaseException) -> None:
         for entry in self.entries:
@@ -169,30 +217,38 @@ class Part(Batch):
 
     def _settle(self, entry: Entry, replies: Sequence[Any]) -> None:
         cause = _not_here(entry, replies)
-        if cause is None and entry.read_only and self._causes:
-            # It has run, but too early if a command in front of it has not.
-            slot = self.router.slot_of(entry)
-            if any(self.router.slot_of(kept) == slot for kept in self._causes):
-                self.entries.append(entry)
-                return
         if cause is not None:
             self._causes[entry] = cause
-            self.entries.append(entry)
+            self._keep(entry, cause)
+            return
+        if self.unsent:
+            if entry.read_only:
+                # It has run, but too early if a command of its keys in front of it has not.
+                for reason in self.unsent.in_front_of(entry).values():
+                    self._keep(entry, reason)
+                    return
+            self._give_up_before(entry)
+        if isinstance(entry, Transaction):
+            entry.settle(replies)
         else:
-            if self._causes and not entry.read_only:
-                self._give_up_before(entry)
-            if isinstance(entry, Transaction):
-                entry.settle(replies)
-            else:
-                entry.settle(replies[0])
+            entry.settle(replies[0])
+
+    def _keep(self, entry: Entry, reason: BaseException) -> None:
+        if self.unsent is None:
+            self.unsent = Unsent(self.router)
+        self.unsent.add(entry, reason)
+        self.entries.append(entry)
 
     def _give_up_before(self, entry: Entry) -> None:
         """Do not send again what would now come after a write of the same key that was later."""
-        written = self.router.names_of(entry)
-        for kept in list(self._causes):
-            if not written.isdisjoint(self.router.names_of(kept)):
+        if entry.read_only or not self.unsent:
+            return
+        for kept, reason in self.unsent.in_front_of(entry).items():
+            self.unsent.discard(kept)
+            self._causes.pop(kept, None)
+            if kept in self.entries:  # or a part in front of this one has had it
                 self.entries.remove(kept)
-                _give_up(Leftover(kept), self._causes.pop(kept))
+            _give_up(Leftover(kept), reason)
 
     def _without_asking(self, replies: list[Any]) -> list[Any]:
         kept: list[Any] = []
@@ -219,7 +275,10 @@ class Router:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._encode = client.encoder.encode
+        encoder = client.encoder
+        self._encode = encoder.encode
+        self._encoding = encoder.encoding, encoder.encoding_errors  # of text
+        self._newcomers: dict[tuple[str, int], Any] = {}
 
     def slot_of_key(self, key: Any) -> int:
         """Return the slot of a key."""
@@ -309,12 +368,14 @@ class Router:
     def _divide_usual(self, entries: Iterable[Any]) -> list[tuple[Any, list[Entry]]]:
         """Do the same for plain commands: nearly all, so this is the hot path."""
         slots_cache = self.client.nodes_manager.slots_cache
-        encode = self._encode
+        encode, encoding = self._encode, self._encoding
         by_name: dict[str, tuple[Any, list[Entry]]] = {}
         for entry in entries:
             if entry.traits.name in ONE_KEY:
                 key = entry.args[1]
-                if type(key) is not bytes:
+                if type(key) is str:
+                    key = key.encode(*encoding)
+                elif type(key) is not bytes:
                     key = encode(key)
                 # key_slot(), spelled out:
                 slot: int | None = key_slot(key) if b"{" in key else crc_hqx(key, 0) % _SLOTS
@@ -365,9 +426,7 @@ class Router:
         for one in leftovers:
             if isinstance(one.cause, MovedError):
                 moved[one.cause.slot_id] = one.cause
-            elif isinstance(one.cause, AskError):
-                lost = lost or self._node_of(one.cause) is None
-            elif one.cause is not None and not isinstance(one.cause, TryAgainError):
+            elif one.cause is not None and not isinstance(one.cause, (AskError, TryAgainError)):
                 lost = True
         if moved:
             # As redis-py does: the map is patched, and asked for at every so many redirections.
@@ -379,15 +438,34 @@ class Router:
                 lost = True
         return list(moved.values()), lost
 
+    def move_slot(self, error: MovedError) -> Any:
+        """Let redis-py patch its map; return what has to be awaited, if that takes it."""
+        manager = self.client.nodes_manager
+        if hasattr(manager, "move_slot"):
+            return manager.move_slot(error)
+        manager.update_moved_exception(error)  # redis-py 7.0
+        manager.get_node_from_slot(error.slot_id)  # which takes it into account
+        return None
+
     def divide_again(
         self, leftovers: Iterable[Leftover]
     ) -> tuple[list[tuple[Any, list[Entry], bool]], list[tuple[Entry, BaseException]]]:
         """Return what to send where, and whether with ASKING, and what no node is known for."""
         asked: dict[str, tuple[Any, list[Entry], bool]] = {}
         others: list[Entry] = []
+        leftovers = list(leftovers)
+        # What was sent after a slot on its way finds it where the others learnt that it is now.
+        moved = {one.cause.slot_id for one in leftovers if isinstance(one.cause, MovedError)}
+        ways: dict[int, str | None] = {}
         for one in leftovers:
-            node = self._node_of(one.cause) if type(one.cause) is AskError else None
-            if node is None:
+            node = None
+            if isinstance(one.cause, AskError) and one.cause.slot_id not in moved:
+                node = self._node_of(one.cause)
+            way = None if node is None else node.name
+            slot = self.slot_of(one.entry)
+            if slot is not None and ways.setdefault(slot, way) != way:
+                one.cause = None  # on another way it could overtake: the next time
+            elif node is None:
                 others.append(one.entry)
             else:
                 asked.setdefault(node.name, (node, [], True))[1].append(one.entry)
@@ -395,7 +473,21 @@ class Router:
         return [*asked.values(), *((node, of_node, False) for node, of_node in divided)], stranded
 
     def _node_of(self, ask: AskError) -> Any:
-        return self.client.nodes_manager.get_node(host=ask.host, port=ask.port)
+        if not ask.host:
+            return None
+        manager = self.client.nodes_manager
+        node = manager.get_node(host=ask.host, port=ask.port)
+        if node is None:
+            # It is new: the map of the slots names it when its first slot has arrived.
+            address = ask.host, ask.port
+            if address not in self._newcomers:
+                self._newcomers[address] = (
+                    redis.cluster.ClusterNode(*address)
+                    if isinstance(self.client, redis.RedisCluster)
+                    else redis.asyncio.cluster.ClusterNode(*address, **manager.connection_kwargs)
+                )
+            node = self._newcomers[address]
+        return node
 
 
 class Recovery:
@@ -423,6 +515,7 @@ class Recovery:
 
     def take(self) -> list[Leftover]:
         """Return what may be sent once more; settle the others with their reason."""
+        self.settled()  # what came behind it may have made it too late
         retries = self._router.client.retry.get_retries()
         for one in list(self._left.values()):
             if one.redirections > MAX_REDIRECTIONS or one.failures > retries >= 0:
@@ -438,11 +531,17 @@ class Recovery:
             if commands_of([entry])[0].outcome is PENDING
         }
 
-    def give_up(self, cause: BaseException) -> None:
-        """Settle everything: it will not be sent again."""
-        left, self._left = self._left, {}
-        for one in left.values():
-            _give_up(one, cause)
+    def left(self) -> list[Entry]:
+        """Return what it has, also what is on its way again."""
+        return list(self._left)
+
+    def give_up(self, cause: BaseException, away: Container[Entry] = ()) -> None:
+        """Settle everything but what is `away`: it will not be sent again."""
+        self.settled()
+        for entry, one in list(self._left.items()):
+            if entry not in away:
+                del self._left[entry]
+                _give_up(one, cause)
 
 
 def _give_up(one: Leftover, cause: BaseException | None) -> None:
@@ -472,6 +571,7 @@ class Wire:
     """
 
     asynchronous = False
+    divides = True
 
     def __init__(self, client: Any, *, retry_writes: bool = False) -> None:
         self.retry_writes = retry_writes
@@ -545,7 +645,7 @@ class Wire:
                 return  # the next attempt tells
         else:
             for error in moved:
-                manager.move_slot(error)
+                self.router.move_slot(error)
 
     def _part(
         self,

@@ -8,10 +8,11 @@ order of each slot holds, and the rest of the cluster goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import redis
 import redis.asyncio
@@ -25,7 +26,7 @@ from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.promise import PENDING, Failure
 from autobatch.wire import connection as greeted
 from autobatch.wire import mux
-from autobatch.wire.cluster import NOT_HERE, Leftover, Part, Recovery, Router
+from autobatch.wire.cluster import NOT_HERE, Leftover, Part, Recovery, Router, Unsent
 from autobatch.wire.tick import tick_of
 
 
@@ -39,6 +40,7 @@ class Wire:
     """
 
     asynchronous = True
+    divides = True
 
     def __init__(self, client: Any, lanes: int = 1, *, retry_writes: bool = False) -> None:
         self.lanes = lanes
@@ -66,6 +68,7 @@ class Wire:
 
     async def call(self, command: Command) -> Any:
         """Run one command on a connection that it has for itself, and return its value."""
+        self.at_home()
         recovery = Recovery(self.router)
         recovery.add(command, None)
         while left := recovery.take():
@@ -118,7 +121,9 @@ class Wire:
                 self._wires.pop(name).abandon()
         else:
             for one in moved:
-                await client.nodes_manager.move_slot(one)
+                if (patching := self.router.move_slot(one)) is not None:
+                    await patching
+        self._home().learn()
         return []
 
     async def landed(self) -> None:
@@ -135,14 +140,32 @@ class Wire:
         await self.landed()
         for wire in list(self._wires.values()):
             await wire.close()
+        self._wires.clear()  # their pools know redis-py's client: nobody may keep them for us
+        home: _Home | None = tick_of(asyncio.get_running_loop()).homes.pop(self, None)
+        if home is not None:
+            await home.close()
 
-    def abandon(self) -> None:
-        """Close the connections of a client that was forgotten; from any thread."""
-        for wire in list(self._wires.values()):
-            wire.abandon()
+    def abandoning(self) -> Callable[[], None]:
+        """Return what closes the connections of a client that was forgotten; from any thread."""
+        wires = self._wires  # and not this wire, which would keep the client
+
+        def abandon() -> None:
+            for wire in list(wires.values()):
+                wire.abandon()
+
+        return abandon
+
+    async def disconnect(self) -> None:
+        """Close redis-py's own connections to the nodes, which belong to the running loop."""
+        manager = self.router.client.nodes_manager
+        for node in [*manager.nodes_cache.values(), *manager.startup_nodes.values()]:
+            # RuntimeError: it is another loop's, which has ended without a word.
+            with contextlib.suppress(redis.RedisError, OSError, RuntimeError):
+                await node.disconnect()
 
     def at_home(self) -> None:
-        """Nothing is to be done before a connection of a node is opened."""
+        """See to it that redis-py's own connections are closed when the running loop ends."""
+        self._home()
 
     def _home(self) -> _Home:
         """Return what this wire has in the running loop."""
@@ -172,55 +195,119 @@ class _Journey:
         left: how many of its parts are on their way, and commands that have to be sent again.
     """
 
-    __slots__ = ("_landed", "lane", "left")
+    __slots__ = ("_landed", "_out", "_waiter", "lane", "left")
 
-    def __init__(self, lane: int, landed: Callable[[], None]) -> None:
+    def __init__(self, lane: int, landed: Callable[[], None], out: dict[_Journey, None]) -> None:
         self.lane = lane
         self.left = 1  # until everything is on its way
         self._landed = landed
+        self._waiter: asyncio.Future[None] | None = None
+        self._out = out
+        out[self] = None
 
     def arrive(self) -> None:
         """Note that one of what is left has arrived."""
         self.left -= 1
         if not self.left:
+            del self._out[self]
+            if self._waiter is not None:
+                _arrived(self._waiter)
             self._landed()
+
+    async def end(self) -> None:
+        """Wait until everything has arrived."""
+        if self.left:
+            self._waiter = self._waiter or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._waiter)
+
+
+# What keeps its order: a slot, or a node that commands without a key are for.
+_Place: TypeAlias = int | str | None
+
+
+class _Rescue:
+    """Places of which something came back, and has to be sent again before what comes later.
+
+    Attributes:
+        places: those; later commands of theirs are held back.
+        recovery: what came back.
+        journeys: whose it is.
+        troubled: to the nodes that it came back from.
+        away: what of it is on its way again.
+        held: what is held back, in order, and whose it is.
+        over: why nothing is sent again any more.
+    """
+
+    __slots__ = ("away", "held", "journeys", "over", "places", "recovery", "troubled")
+
+    def __init__(self, router: Router) -> None:
+        self.places: set[_Place] = set()
+        self.recovery = Recovery(router)
+        self.journeys: dict[Entry, _Journey] = {}
+        self.troubled: set[mux.Wire] = set()
+        self.away: set[Entry] = set()
+        self.held: dict[Entry, _Journey] = {}
+        self.over: BaseException | None = None
 
 
 class _Home:
-    """What is on its way to a cluster in one event loop."""
+    """What is on its way to a cluster in one event loop.
+
+    What comes back from a node is sent again by a task, a rescue; each node's trouble has one of
+    its own, so that none waits for another one's node.
+    """
 
     def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
         self._wire = wire
+        self._router = wire.router
         self._loop = loop
-        self._recovery = Recovery(wire.router)
-        self._recovering: asyncio.Task[None] | None = None
-        self._troubled: dict[str, mux.Wire] = {}  # to nodes that something came back from
-        self._held_slots: set[int | None] = set()
-        self._held: dict[Entry, None] = {}  # in order
-        self._journeys: dict[Entry, _Journey] = {}  # of what is held, or has to be sent again
+        self._out: dict[_Journey, None] = {}
+        self._flying: dict[Part, None] = {}
+        self._rescues: dict[_Place, _Rescue] = {}
+        self._gathering: dict[mux.Wire | None, _Rescue] = {}  # which have not sent anything yet
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unsent = Unsent(wire.router)
+        self._map: object = None
+        self._ended = False
+        # As a shared connection's home does, it hears so that the loop ends.
+        self._keeper = self._keep()
+        with contextlib.suppress(StopIteration):
+            anext(self._keeper).__await__().send(None)
+
+    # ---- sending -----------------------------------------------------------------------
 
     def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> int:
-        journey = _Journey(lane, landed)
+        journey = _Journey(lane, landed, self._out)
         entries, batch.entries = batch.entries, []
-        if not self._wire.router.client.nodes_manager.slots_cache:
+        slots_cache = self._router.client.nodes_manager.slots_cache
+        if slots_cache is not self._map:
+            self.learn()
+        if not slots_cache:
             self._take_back(journey, [(entry, None, False) for entry in entries])
             entries = []
-        elif self._held_slots:
+        elif self._rescues:
             entries = [entry for entry in entries if not self._hold(entry, journey)]
         parts = self._send(entries, journey, usual=batch.usual)
         journey.arrive()
         return parts
 
     def _hold(self, entry: Entry, journey: _Journey) -> bool:
-        if self._wire.router.slot_of(entry) not in self._held_slots:
+        rescue = self._rescues.get(self._place_of(entry))
+        if rescue is None:
             return False
         journey.left += 1
-        self._journeys[entry] = journey
-        self._held[entry] = None
+        rescue.held[entry] = journey
         return True
 
+    def _place_of(self, entry: Entry) -> _Place:
+        slot = self._router.slot_of(entry)
+        if slot is None:
+            node = getattr(entry, "node", None)
+            return None if node is None else str(node.name)
+        return slot
+
     def _send(self, entries: list[Entry], journey: _Journey, *, usual: bool = False) -> int:
-        router = self._wire.router
+        router = self._router
         divided, stranded = router.divide(entries, usual=usual)
         if stranded:
             self._take_back(journey, [(entry, cause, False) for entry, cause in stranded])
@@ -228,50 +315,93 @@ class _Home:
         for node, of_node in divided:
             wire = self._wire.wire_to(node)
             link = wire.at_home().link(journey.lane % self._wire.lanes)
-            for part in Part(wire, of_node, router, node, usual=usual).portions(mux.PORTION):
+            whole = Part(wire, of_node, router, node, usual=usual, unsent=self._unsent)
+            for part in whole.portions(mux.PORTION):
                 count += 1
                 journey.left += 1
+                self._flying[part] = None
                 link.submit(part, functools.partial(self._part_landed, part, journey))
         return count
 
     def _part_landed(self, part: Part, journey: _Journey) -> None:
+        self._flying.pop(part, None)
         if part.entries:
-            self._troubled[part.node.name] = part.wire
-            self._take_back(journey, part.leftovers())
+            self._take_back(journey, part.leftovers(), part.wire)
+        if self._rescues and self._unsent:
+            for rescue in set(self._rescues.values()):  # what has become too late
+                self._arrive(rescue)
         journey.arrive()
 
+    def learn(self) -> None:
+        """See who serves which slot now: what comes next must not overtake what is on its way.
+
+        The node that does not serve a slot any more may not have looked at commands of it yet,
+        and will send them on.
+        """
+        slots_cache = self._router.client.nodes_manager.slots_cache
+        self._map = slots_cache
+        for part in self._flying:
+            for entry in part.entries:
+                slot = self._router.slot_of(entry)
+                nodes = [node.name for node in slots_cache.get(slot, ())]
+                served = nodes if entry.read_only else nodes[:1]
+                if nodes and part.node.name not in served and slot not in self._rescues:
+                    rescue = self._rescue_from(part.wire)
+                    rescue.troubled.add(part.wire)
+                    rescue.places.add(slot)
+                    self._rescues[slot] = rescue
+
+    # ---- what came back ----------------------------------------------------------------
+
     def _take_back(
-        self, journey: _Journey, left: list[tuple[Entry, BaseException | None, bool]]
+        self,
+        journey: _Journey,
+        left: list[tuple[Entry, BaseException | None, bool]],
+        wire: mux.Wire | None = None,
     ) -> None:
-        for entry, cause, sent in left:
-            journey.left += 1
-            self._journeys[entry] = journey
-            self._held_slots.add(self._wire.router.slot_of(entry))
-            self._recovery.add(entry, cause, sent=sent)
         if self._loop.is_closed() or any(isinstance(cause, mux.LoopEnds) for _, cause, _ in left):
-            self._give_up(redis.ConnectionError("the event loop ends"))
-        elif self._recovering is None:
-            self._recovering = self._loop.create_task(self._recover())
+            self._ended = True
+        if self._ended:
+            recovery = Recovery(self._router)
+            for entry, cause, sent in left:
+                recovery.add(entry, cause, sent=sent)
+            recovery.give_up(_the_loop_ends())
+            for command in commands_of([entry for entry, _, _ in left]):
+                command.run_callbacks()
+            return
+        for entry, cause, sent in left:
+            place = self._place_of(entry)
+            rescue = self._rescues.get(place)
+            if rescue is None:
+                rescue = self._rescues[place] = self._rescue_from(wire)
+                rescue.places.add(place)
+            if wire is not None:
+                rescue.troubled.add(wire)
+            journey.left += 1
+            rescue.journeys[entry] = journey
+            rescue.recovery.add(entry, cause, sent=sent)
 
-    async def _recover(self) -> None:
-        try:
-            await self._send_again()
-        except BaseException as error:  # somebody cancels every task there is
-            self._give_up(error)
-            raise
-        finally:
-            self._recovering = None
-            self._release()
+    def _rescue_from(self, wire: mux.Wire | None) -> _Rescue:
+        """Return a rescue that has not started yet, for what comes back from one node."""
+        rescue = self._gathering.get(wire)
+        if rescue is None:
+            rescue = self._gathering[wire] = _Rescue(self._router)
+            task = self._loop.create_task(self._send_again(rescue, wire))
+            self._tasks.add(task)
+            task.add_done_callback(functools.partial(self._end, rescue, wire))
+        return rescue
 
-    async def _send_again(self) -> None:
-        recovery = self._recovery
+    async def _send_again(self, rescue: _Rescue, wire: mux.Wire | None) -> None:
+        recovery = rescue.recovery
         while True:
             # What was written behind it comes back, too, and has to come after it.
-            while self._troubled:
-                _, wire = self._troubled.popitem()
-                await wire.landed()
+            while rescue.troubled:
+                await rescue.troubled.pop().landed()
+            if self._gathering.get(wire) is rescue:
+                del self._gathering[wire]
             left = recovery.take()
-            self._arrive()
+            self._arrive(rescue)
+            self._release(rescue)
             if not left:
                 return
             for error in await self._wire.catch_up(left):
@@ -279,62 +409,115 @@ class _Home:
                     recovery.add(one.entry, error)
                 break
             else:
-                await self._send_once_more(left)
+                if not rescue.troubled:
+                    await self._send_once_more(rescue, left)
 
-    async def _send_once_more(self, left: list[Leftover]) -> None:
-        divided, stranded = self._wire.router.divide_again(left)
+    async def _send_once_more(self, rescue: _Rescue, left: list[Leftover]) -> None:
+        divided, stranded = self._router.divide_again(left)
         for entry, cause in stranded:
-            self._recovery.add(entry, cause)
-        parts = []
+            rescue.recovery.add(entry, cause)
         arrivals = []
         for node, entries, ask in divided:
             wire = self._wire.wire_to(node)
             link = wire.at_home().link(0)
-            for part in Part(wire, entries, self._wire.router, node, ask=ask).portions(mux.PORTION):
+            for part in Part(wire, entries, self._router, node, ask=ask).portions(mux.PORTION):
                 arrival = self._loop.create_future()
-                link.submit(part, functools.partial(_arrived, arrival))
-                parts.append(part)
                 arrivals.append(arrival)
-        try:
-            await asyncio.gather(*arrivals)
-        finally:
-            self._recovery.settled()
-            self._recovery.collect(parts)
-            self._arrive()
+                sent = list(part.entries)
+                rescue.away.update(sent)
+                for entry in sent:
+                    self._unsent.discard(entry)
+                self._flying[part] = None
+                link.submit(part, functools.partial(self._came, rescue, part, sent, arrival))
+        await asyncio.gather(*arrivals)
 
-    def _arrive(self) -> None:
+    def _came(
+        self, rescue: _Rescue, part: Part, sent: list[Entry], arrival: asyncio.Future[None]
+    ) -> None:
+        """Take note of what became of something that was sent again."""
+        self._flying.pop(part, None)
+        rescue.away.difference_update(sent)
+        rescue.recovery.collect([part])
+        if rescue.over is not None:
+            rescue.recovery.give_up(rescue.over, rescue.away)
+        self._arrive(rescue)
+        self._release(rescue)
+        _arrived(arrival)
+
+    def _end(self, rescue: _Rescue, wire: mux.Wire | None, task: asyncio.Task[None]) -> None:
+        """Settle what is left, if somebody cancels every task there is."""
+        self._tasks.discard(task)
+        if self._gathering.get(wire) is rescue:
+            del self._gathering[wire]
+        rescue.over = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if rescue.over is not None:
+            if self._ended:
+                rescue.over = _the_loop_ends()
+            rescue.troubled.clear()
+            rescue.recovery.give_up(rescue.over, rescue.away)
+            self._arrive(rescue)
+            self._release(rescue)
+
+    def _arrive(self, rescue: _Rescue) -> None:
         """Tell of what has been settled."""
-        for entry, journey in list(self._journeys.items()):
+        rescue.recovery.settled()
+        for entry, journey in list(rescue.journeys.items()):
             commands = commands_of([entry])
             if commands[0].outcome is not PENDING:
-                del self._journeys[entry]
+                del rescue.journeys[entry]
+                self._unsent.discard(entry)
                 for command in commands:
                     command.run_callbacks()
                 journey.arrive()
 
-    def _release(self) -> None:
-        """Let go of what was held back meanwhile, in order."""
-        held, self._held = self._held, {}
-        self._held_slots.clear()
-        for journey, entries in itertools.groupby(held, self._journeys.__getitem__):
-            together = list(entries)
+    def _release(self, rescue: _Rescue) -> None:
+        """Let go of what was held back behind something that is settled now, in order."""
+        if rescue.troubled:  # more of it may come back
+            return
+        free = rescue.places - set(map(self._place_of, rescue.recovery.left()))
+        if not free:
+            return
+        rescue.places -= free
+        for place in free:
+            del self._rescues[place]
+        released = [one for one in rescue.held.items() if self._place_of(one[0]) in free]
+        for entry, _ in released:
+            del rescue.held[entry]
+        for journey, together in itertools.groupby(released, lambda one: one[1]):
             # Sending what comes first may have met trouble again.
-            self._send([entry for entry in together if not self._hold(entry, journey)], journey)
-            for entry in together:
-                if entry not in self._held:
-                    del self._journeys[entry]
-                journey.arrive()
+            entries = [entry for entry, _ in together if not self._hold(entry, journey)]
+            self._send(entries, journey)
+        for _, journey in released:
+            journey.arrive()
 
-    def _give_up(self, error: BaseException) -> None:
-        self._recovery.give_up(error)
-        self._arrive()
+    # ---- ending ------------------------------------------------------------------------
 
     async def landed(self) -> None:
         """Wait until everything that was handed over by now has landed."""
-        await self._wire.nodes_landed()
-        if self._recovering is not None:
-            await asyncio.wait([self._recovering])
-            await self._wire.nodes_landed()
+        for journey in list(self._out):
+            if journey.left:
+                await self._wire.nodes_landed()  # where a task that was connecting was cancelled
+                await journey.end()
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._ended = True
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._wire.disconnect()
+            await asyncio.sleep(0)  # transports close their sockets in the next turn
+
+    async def close(self) -> None:
+        """Send nothing again any more, and hear no more of the loop."""
+        await self._keeper.aclose()
+
+
+def _the_loop_ends() -> redis.ConnectionError:
+    return redis.ConnectionError("its event loop ends")
 
 
 def _arrived(arrival: asyncio.Future[None]) -> None:

@@ -84,11 +84,20 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
 # What hiredis packs without harm. It ignores the steps of a memoryview, so it reads beyond its
 # buffer, and integers that Python refuses to print crash it.
 PACKED_FAST = frozenset({str, bytes, float})
+_PACKED = PACKED_FAST | {int}
 _LONGEST = 1 << 14_000  # has fewer digits than Python prints by default
 
 
 def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
-    packed: bytes = hiredis.pack_command(tuple(map(_harmless, args)))
+    packed: bytes
+    if _PACKED.issuperset(map(type, args)):
+        for arg in args:
+            if type(arg) is int and not -_LONGEST < arg < _LONGEST:
+                break
+        else:
+            packed = hiredis.pack_command(args)
+            return packed
+    packed = hiredis.pack_command(tuple(map(_harmless, args)))
     return packed
 
 

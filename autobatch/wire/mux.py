@@ -50,6 +50,7 @@ class Wire:
     """
 
     asynchronous = True
+    divides = False
 
     def __init__(self, pool: ConnectionPool, lanes: int = 1, *, retry_writes: bool = False) -> None:
         self.lanes = lanes

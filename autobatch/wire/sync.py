@@ -34,6 +34,7 @@ class Wire:
     """
 
     asynchronous = False
+    divides = False
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import redis.asyncio
 from starlette.applications import Starlette
@@ -20,20 +20,47 @@ from examples.demo.front import Front
 from examples.demo.seed import VISITOR
 from examples.demo.shop import Shop
 
-AnyAsyncRedis = TypeVar("AnyAsyncRedis", bound=redis.asyncio.Redis)
+HOST = "127.0.0.1"
 
 
-def create_app(redis_port: int) -> Starlette:
-    """Return the application. Its index page is added when there is something to show."""
+class Kinds(NamedTuple):
+    """The classes of clients that the ways use."""
+
+    plain: Any
+    autobatch: Any
+    async_plain: Any
+    async_autobatch: Any
+
+
+ONE_SERVER = Kinds(redis.Redis, autobatch.Redis, redis.asyncio.Redis, autobatch.asyncio.Redis)
+CLUSTER = Kinds(
+    redis.RedisCluster,
+    autobatch.RedisCluster,
+    redis.asyncio.RedisCluster,
+    autobatch.asyncio.RedisCluster,
+)
+
+
+def create_app(redis_port: int, *, cluster: bool = False) -> Starlette:
+    """Return the application. Its index page is added when there is something to show.
+
+    Args:
+        redis_port: where the server is, or one node of the cluster.
+        cluster: it is a cluster, which has one database for all ways.
+    """
     clients = contextlib.AsyncExitStack()
+    kinds = CLUSTER if cluster else ONE_SERVER
 
-    def connect(kind: Callable[..., redis.Redis], database: int) -> redis.Redis:
-        client = kind(port=redis_port, db=database, decode_responses=True)
+    def options(database: int) -> dict[str, Any]:
+        return {"decode_responses": True} | ({} if cluster else {"db": database})
+
+    def connect(kind: Any, database: int) -> Any:
+        client = kind(host=HOST, port=redis_port, **options(database))
         clients.callback(client.close)
         return client
 
-    def aconnect(kind: Callable[..., AnyAsyncRedis], database: int) -> AnyAsyncRedis:
-        client = kind(port=redis_port, db=database, decode_responses=True)
+    def aconnect(kind: Any, database: int) -> Any:
+        client = kind(host=HOST, port=redis_port, **options(database))
         clients.push_async_callback(client.aclose)
         return client
 
@@ -43,17 +70,15 @@ def create_app(redis_port: int) -> Starlette:
             yield
 
     endpoints = {
-        "/plain": _endpoint(Shop(connect(redis.Redis, 0)).front),
-        "/pipeline": _endpoint(partial(piped.front, connect(redis.Redis, 1))),
-        "/autobatch": _endpoint(Shop(connect(autobatch.Redis, 2)).front),
-        "/asyncio/plain": _aendpoint(
-            partial(awaited.front_plain, aconnect(redis.asyncio.Redis, 3))
-        ),
+        "/plain": _endpoint(Shop(connect(kinds.plain, 0)).front),
+        "/pipeline": _endpoint(partial(piped.front, connect(kinds.plain, 1))),
+        "/autobatch": _endpoint(Shop(connect(kinds.autobatch, 2)).front),
+        "/asyncio/plain": _aendpoint(partial(awaited.front_plain, aconnect(kinds.async_plain, 3))),
         "/asyncio/pipeline": _aendpoint(
-            partial(awaited.front_pipeline, aconnect(redis.asyncio.Redis, 4))
+            partial(awaited.front_pipeline, aconnect(kinds.async_plain, 4))
         ),
         "/asyncio/autobatch": _aendpoint(
-            partial(awaited.front_autobatch, aconnect(autobatch.asyncio.Redis, 5))
+            partial(awaited.front_autobatch, aconnect(kinds.async_autobatch, 5))
         ),
     }
     app = Starlette(

@@ -11,15 +11,19 @@ from examples.demo.measure import Row, Visit
 from examples.demo.page import document, plural
 
 _MOST_TICKS = 7
+_LANE = 24  # the height of its bars
+_SIDE_BY_SIDE = """
+Each node has a row of its own; what is on its way to several of them at a time counts once."""
 
 
-def render(groups: dict[str, list[Row]], delay: float) -> str:
-    """Return the page; `delay` is what the link takes each way, in milliseconds."""
+def render(groups: dict[str, list[Row]], server: str) -> str:
+    """Return the page; `server` says what is how far away."""
     rows = [row for group in groups.values() for row in group]
+    nodes = 1 + max(one.node for row in rows for one in row.median.exchanges)
     scale = _Scale(max(1000 * row.median.seconds for row in rows))
     lanes = "".join(
         f'<section class="group"><h2>{escape(name)}</h2>'
-        f"{''.join(_lane(row.path, row.median, scale) for row in group)}</section>"
+        f"{''.join(_lane(row.path, row.median, scale, nodes) for row in group)}</section>"
         for name, group in groups.items()
     )
     return document(
@@ -27,8 +31,8 @@ def render(groups: dict[str, list[Row]], delay: float) -> str:
         f"""
 <header>
 <h1>One page, six ways to call Redis</h1>
-<p>The same shop page of {rows[0].commands} Redis calls, with Valkey {delay:g} ms away. Each bar is
-one round trip of a real request, the median one of {REQUESTS}.</p>
+<p>The same shop page of {rows[0].commands} Redis calls, with {server} away. Each bar is
+one round trip of a real request, the median one of {REQUESTS}.{_SIDE_BY_SIDE * (nodes > 1)}</p>
 </header>
 {lanes}
 {scale.axis()}
@@ -73,16 +77,18 @@ def _round_up(value: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value)
 
 
-def _lane(path: str, visit: Visit, scale: _Scale) -> str:
+def _lane(path: str, visit: Visit, scale: _Scale, nodes: int) -> str:
     facts = (
-        f"{plural(len(visit.round_trips), 'round trip')} · {plural(visit.commands, 'command')} · "
+        f"{plural(visit.round_trips, 'round trip')} · {plural(visit.commands, 'command')} · "
         f"{1000 * visit.seconds:.1f} ms"
     )
+    height = _LANE // nodes
     bars = "".join(
-        f'<rect class="trip" x="{scale.percent(1000 * one.started)}" y="10" height="24" '
+        f'<rect class="trip" x="{scale.percent(1000 * one.started)}" '
+        f'y="{10 + one.node * height}" height="{height}" '
         f'width="{scale.percent(1000 * (one.ended - one.started))}">'
         f"<title>{escape(_tooltip(one))}</title></rect>"
-        for one in visit.round_trips
+        for one in visit.exchanges
     )
     return f"""
 <section class="lane">

