@@ -39,6 +39,7 @@ from autobatch.wire.server import wires_of
 _LIKE_KEYS = frozenset({"PUBLISH"})
 # With these a node says that it has not run the command, and that it can run elsewhere or later.
 NOT_HERE = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError)
+_NO_NEWS = (AskError, TryAgainError)  # of the map of the slots
 # How often a command follows the cluster's redirections. redis-py does it as often.
 MAX_REDIRECTIONS = 16
 _TRY_AGAIN_PAUSE = 0.05  # seconds, as redis-py's
@@ -66,9 +67,14 @@ class Leftover:
 
 
 class Unsent:
-    """What nodes have refused to run, by key: what was called later has to come after it."""
+    """What nodes have refused to run, by key: what was called later has to come after it.
+
+    Attributes:
+        late: some of it was settled meanwhile, since it would have come too late.
+    """
 
     def __init__(self, router: Router) -> None:
+        self.late = False
         self._router = router
         self._reasons: dict[Entry, BaseException] = {}
         self._by_name: dict[bytes, dict[Entry, None]] = {}
@@ -246,8 +252,10 @@ class Part(Batch):
         for kept, reason in self.unsent.in_front_of(entry).items():
             self.unsent.discard(kept)
             self._causes.pop(kept, None)
-            if kept in self.entries:  # or a part in front of this one has had it
+            if kept in self.entries:
                 self.entries.remove(kept)
+            else:  # a part in front of this one has had it
+                self.unsent.late = True
             _give_up(Leftover(kept), reason)
 
     def _without_asking(self, replies: list[Any]) -> list[Any]:
@@ -423,10 +431,11 @@ class Router:
         """Return what has moved, once a slot, and whether to ask for the whole topology."""
         moved: dict[int, MovedError] = {}
         lost = False
+        slots_cache = self.client.nodes_manager.slots_cache
         for one in leftovers:
-            if isinstance(one.cause, MovedError):
+            if isinstance(one.cause, MovedError) and one.cause.slot_id in slots_cache:
                 moved[one.cause.slot_id] = one.cause
-            elif one.cause is not None and not isinstance(one.cause, (AskError, TryAgainError)):
+            elif one.cause is not None and type(one.cause) not in _NO_NEWS:
                 lost = True
         if moved:
             # As redis-py does: the map is patched, and asked for at every so many redirections.

@@ -113,7 +113,7 @@ class Wire:
         try:
             await client.initialize()
             if lost:
-                await client.nodes_manager.initialize()
+                await self._home().refresh()
         except (redis.RedisError, RedisClusterException, OSError) as error:
             return [error]
         if lost:
@@ -268,6 +268,8 @@ class _Home:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsent = Unsent(wire.router)
         self._map: object = None
+        self._refreshing = asyncio.Lock()
+        self._refreshed = 0
         self._ended = False
         # As a shared connection's home does, it hears so that the loop ends.
         self._keeper = self._keep()
@@ -327,10 +329,19 @@ class _Home:
         self._flying.pop(part, None)
         if part.entries:
             self._take_back(journey, part.leftovers(), part.wire)
-        if self._rescues and self._unsent:
-            for rescue in set(self._rescues.values()):  # what has become too late
+        if self._unsent.late:
+            self._unsent.late = False
+            for rescue in set(self._rescues.values()):
                 self._arrive(rescue)
         journey.arrive()
+
+    async def refresh(self) -> None:
+        """Ask for the whole map, unless somebody else has asked since this was called."""
+        refreshed = self._refreshed
+        async with self._refreshing:
+            if self._refreshed == refreshed:
+                await self._router.client.nodes_manager.initialize()
+                self._refreshed += 1
 
     def learn(self) -> None:
         """See who serves which slot now: what comes next must not overtake what is on its way.
