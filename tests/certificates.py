@@ -10,7 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-import trustme
+import pytest
+
+trustme = pytest.importorskip("trustme")
 
 HOST = "127.0.0.1"
 

@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from autobatch.testing import free_port
-from serving import eventually
+from common import eventually
 
 ENGINES = [
     pytest.param("valkey"),

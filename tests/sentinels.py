@@ -12,7 +12,7 @@ from typing import Self
 import redis
 
 from autobatch.testing import free_port
-from serving import eventually
+from common import eventually
 
 SERVICE = "shop"
 

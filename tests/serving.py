@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +16,11 @@ from typing import TypeVar
 import httpx
 
 from autobatch.testing import Proxy, free_port
+from common import PATIENCE, eventually
 
 T = TypeVar("T")
 
 TESTS = Path(__file__).parent
-PATIENCE = 10.0  # seconds, for what takes a moment
 
 
 class Site:
@@ -134,12 +133,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def eventually(condition: Callable[[], T]) -> T:
-    """Return the result of `condition` as soon as it is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return result

@@ -12,7 +12,7 @@ import redis
 import autobatch
 from autobatch.errors import AutobatchError, NotReady, NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Hold, Proxy
-from faults import PATIENCE, connect, meanwhile
+from common import PATIENCE, connect, meanwhile
 from looping import in_loop
 
 

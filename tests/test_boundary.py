@@ -18,7 +18,7 @@ import autobatch
 from autobatch.errors import NotSent
 from autobatch.scope import current, open_scope
 from autobatch.testing import Hold, Proxy
-from faults import PATIENCE, connect, meanwhile
+from common import PATIENCE, connect, meanwhile
 
 SET = [["SET"]]
 

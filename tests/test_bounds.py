@@ -23,7 +23,7 @@ from autobatch import batch
 from autobatch.errors import OutcomeUnknown
 from autobatch.future import promise_of
 from autobatch.testing import Hold, Proxy, free_port
-from faults import PATIENCE, connect, meanwhile
+from common import PATIENCE, connect, meanwhile
 from looping import eventually, in_loop, tidy
 
 MB = 1 << 20

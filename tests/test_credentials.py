@@ -16,7 +16,7 @@ import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Hold, Proxy, free_port
-from faults import PATIENCE, meanwhile
+from common import PATIENCE, meanwhile
 from looping import eventually as aeventually
 from looping import in_loop
 

@@ -216,7 +216,7 @@ def test_a_single_connection_is_not_shared_with_a_child(run):
 
 IN_FLIGHT = """
     from autobatch.testing import Hold, Proxy
-    from faults import PATIENCE
+    from common import PATIENCE
     with Proxy(port, delay=0) as proxy, autobatch.Redis(port=proxy.port) as held_up:
         hold = Hold()
         proxy.arm(hold)

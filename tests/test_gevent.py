@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from autobatch.testing import Hold
-from faults import PATIENCE
+from common import PATIENCE
 
 pytest.importorskip("gevent")
 

@@ -16,7 +16,7 @@ import pytest
 
 import autobatch
 from autobatch import batch
-from faults import PATIENCE
+from common import PATIENCE
 from looping import in_loop, tidy
 
 PRELUDE = """

@@ -37,7 +37,7 @@ from autobatch.testing import (
     Swallow,
     free_port,
 )
-from faults import PATIENCE
+from common import PATIENCE
 
 MB = 1 << 20
 INCR = ("INCR", "n")

@@ -19,7 +19,7 @@ from redis.retry import Retry
 import autobatch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Clog, Cut, Hold, Proxy, Swallow
-from faults import PATIENCE, connect, meanwhile
+from common import PATIENCE, connect, meanwhile
 
 LOST = Cut(reply=0)
 LOADING = Answer(b"-LOADING the dataset is in memory soon\r\n")

@@ -17,7 +17,7 @@ import autobatch
 from autobatch.errors import NotReady, NotSent
 from autobatch.future import promise_of
 from autobatch.testing import Hold, Proxy
-from faults import connect
+from common import connect
 
 
 def runs(names):

@@ -36,7 +36,7 @@ from autobatch.command import TABLE
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Cut, free_port
 from autobatch.wsgi import BatchMiddleware as WsgiMiddleware
-from faults import PATIENCE
+from common import PATIENCE
 
 SECRET = "hunter2"
 # What the proxy takes for the greeting of a new connection.

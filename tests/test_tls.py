@@ -19,9 +19,8 @@ from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Cut, Reset, free_port
 from certificates import HOST, Authority, Front
-from faults import PATIENCE, meanwhile
+from common import PATIENCE, eventually, meanwhile
 from looping import in_loop, tidy
-from serving import eventually
 
 LARGE = 5 * 1024 * 1024
 

@@ -8,7 +8,7 @@ import autobatch
 from autobatch.errors import OutcomeUnknown
 from autobatch.scope import MAX_BYTES, MAX_COMMANDS
 from autobatch.testing import Answer
-from faults import connect
+from common import connect
 
 
 def test_two_hundred_commands_take_one_round_trip(client, proxy):

@@ -132,7 +132,7 @@ def write(connection: AbstractConnection, payload: bytes) -> None:
         sock = getattr(connection, "_sock", None)
         if sock is None:
             written = len(payload)  # nobody will tell
-            connection.send_packed_command(payload, check_health=False)
+            connection.send_packed_command([payload], check_health=False)
             return
         # Over TLS, send() that fails does not tell of what has left: so, a record at a time.
         most = _RECORD if isinstance(sock, ssl.SSLSocket) else len(payload)

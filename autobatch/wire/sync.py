@@ -245,13 +245,18 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
         flight.land()
     round_trips = 1
     exchanges = len(flights)
-    for wire, own in journeys:
-        for flight in own:
-            if flight.batch.entries:
-                waits, more = wire.send_again(own)
-                round_trips += waits
-                exchanges += more
-                break
+    try:
+        for wire, own in journeys:
+            for flight in own:
+                if flight.batch.entries:
+                    waits, more = wire.send_again(own)
+                    round_trips += waits
+                    exchanges += more
+                    break
+    except BaseException as error:  # what is left of the others will not be sent again either
+        for flight in flights:
+            flight.batch.give_up(error)
+        raise
     return round_trips, exchanges
 
 

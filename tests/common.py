@@ -1,15 +1,19 @@
-"""What tests of broken connections share, beside `autobatch.testing`: a client, and a thread."""
+"""What many tests share: a client, a thread beside the test, waiting for what will happen."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import autobatch
+
+T = TypeVar("T")
 
 # Longer than anything here takes: who waits so long has met a bug, and fails instead of hanging.
 PATIENCE = 10
@@ -36,3 +40,12 @@ def meanwhile(function: Callable[[], object]) -> Iterator[None]:
         job = pool.submit(function)
         yield
         job.result(PATIENCE)
+
+
+def eventually(condition: Callable[[], T]) -> T:
+    """Return the result of `condition` as soon as it is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+    return result
