@@ -23,6 +23,8 @@ import autobatch
 from autobatch import batch
 from looping import in_loop, reports
 
+pytestmark = pytest.mark.server
+
 # The errors that FAILURES makes, in program order; the INCRBY in between was looked at.
 FAILED = ["LPUSH text", "SADD text"]
 
