@@ -7,12 +7,13 @@ redis-py's own object, of a subclass that first sends what waits in the ambient 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, TypeVar
 
 import redis.asyncio
 import redis.asyncio.cluster
 from redis.client import Monitor, Pipeline, PubSub
-from redis.cluster import ClusterPipeline
+from redis.cluster import ClusterPipeline, ClusterPubSub
 
 from autobatch.future import unwrap
 from autobatch.scope import astep_aside, step_aside
@@ -48,7 +49,12 @@ class _ClusterPipeline:
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()
+        self._watching = False
         return super().execute(*args, **kwargs)  # type: ignore[misc]
+
+    def reset(self) -> None:
+        self._watching = False
+        super().reset()  # type: ignore[misc]
 
 
 class _PubSub:
@@ -59,6 +65,16 @@ class _PubSub:
     def parse_response(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()  # what waits may be the very message
         return super().parse_response(*args, **kwargs)  # type: ignore[misc]
+
+
+class _ClusterPubSub(_PubSub):
+    def ssubscribe(self, *args: Any, **kwargs: Any) -> Any:
+        step_aside()
+        return super().ssubscribe(*args, **kwargs)  # type: ignore[misc]
+
+    def get_sharded_message(self, *args: Any, **kwargs: Any) -> Any:
+        step_aside()  # it reads from a node's own pub/sub
+        return super().get_sharded_message(*args, **kwargs)  # type: ignore[misc]
 
 
 class _Monitor:
@@ -92,7 +108,12 @@ class _AsyncClusterPipeline:
     cluster_client: Any
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+        answer = super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+        return self._behind(answer) if inspect.iscoroutine(answer) else answer
+
+    async def _behind(self, answer: Any) -> Any:
+        await astep_aside(self.cluster_client.root)
+        return await answer
 
     async def watch(self, *names: Any) -> Any:
         await astep_aside(self.cluster_client.root)
@@ -115,6 +136,16 @@ class _AsyncPubSub:
         return await super().parse_response(*args, **kwargs)  # type: ignore[misc]
 
 
+class _AsyncClusterPubSub(_AsyncPubSub):
+    async def ssubscribe(self, *args: Any, **kwargs: Any) -> Any:
+        await astep_aside()
+        return await super().ssubscribe(*args, **kwargs)  # type: ignore[misc]
+
+    async def get_sharded_message(self, *args: Any, **kwargs: Any) -> Any:
+        await astep_aside()
+        return await super().get_sharded_message(*args, **kwargs)  # type: ignore[misc]
+
+
 class _AsyncMonitor:
     connection_pool: Any
 
@@ -130,10 +161,16 @@ class _AsyncMonitor:
 _MIXINS: dict[type, type] = {
     Pipeline: _Pipeline,
     ClusterPipeline: _ClusterPipeline,
+    ClusterPubSub: _ClusterPubSub,
     PubSub: _PubSub,
     Monitor: _Monitor,
     redis.asyncio.client.Pipeline: _AsyncPipeline,
     redis.asyncio.cluster.ClusterPipeline: _AsyncClusterPipeline,
+    **(
+        {redis.asyncio.cluster.ClusterPubSub: _AsyncClusterPubSub}
+        if hasattr(redis.asyncio.cluster, "ClusterPubSub")  # not in redis-py 7.0
+        else {}
+    ),
     redis.asyncio.client.PubSub: _AsyncPubSub,
     redis.asyncio.client.Monitor: _AsyncMonitor,
 }

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
 
-from autobatch.cluster import Call, Clustered, Finish, needs_nodes
+from autobatch.cluster import TARGET, Call, Clustered, Finish, needs_nodes
 from autobatch.funnel import BatchingScript, Funnel, twin_of
 from autobatch.future import AsyncFuture
 from autobatch.keys import ONE_KEY
 from autobatch.scope import Scope, StrayScope, aflush, astep_aside, current, open_scope, stray_scope
 from autobatch.wire.cluster_mux import Wire
 from autobatch.wire.server import wires_of
-
-_TARGET = "target_nodes"
 
 
 class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]  # redis-py's own
@@ -76,7 +74,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
             scope = stray_scope(loop)
         elif scope.loop is None:
             scope.loop = asyncio._get_running_loop()
-        if args[0] in ONE_KEY and len(args) > 1 and _TARGET not in options:
+        if args[0] in ONE_KEY and len(args) > 1 and TARGET not in options:
             return self._queue(scope, args, options)
         if not self.nodes_manager.slots_cache and needs_nodes(self, args, options):
             return self._when_initialized(args, options)
@@ -172,4 +170,6 @@ class EagerRedisCluster(RedisCluster):
         scope = open_scope()
         if scope is not None:
             await scope.astep_aside()
+        if not self.nodes_manager.slots_cache and needs_nodes(self, args, options):
+            await self._wire.router.client.initialize()
         return await self._queue_routed(stray_scope(asyncio.get_running_loop()), args, options)

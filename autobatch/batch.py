@@ -85,7 +85,7 @@ class Transaction:
                 first.owner.remember(Failure(started, first))
         elif isinstance(done, Exception):
             for command, reply in zip(self.commands, queued, strict=True):
-                command.fail(reply if isinstance(reply, Exception) else _copy(done))
+                command.fail(reply if isinstance(reply, Exception) else copy_of(done))
         elif done is None:
             for command in self.commands:
                 command.fail(redis.WatchError("Watched variable changed."))
@@ -115,11 +115,14 @@ class Transaction:
 
 Entry: TypeAlias = Command | Transaction
 
+# More bytes than anything has: nobody can tell what was sent.
+EVERYTHING = 1 << 62
+
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
 
-def _copy(error: Exception) -> Exception:
+def copy_of(error: Exception) -> Exception:
     """Return an error of its own for one of several commands that share a reason."""
     return type(error)(*error.args)
 
@@ -233,8 +236,9 @@ class Batch:
                 unknown.append(entry)
         again = unknown if self.wire.retry_writes else _repeatable(unknown, later or Written())
         self._sent.update(again)
+        repeated = set(again)
         for entry in unknown:
-            if entry not in again:
+            if entry not in repeated:
                 entry.outcome_unknown(reason_of(cause), cause)
         self.entries[:0] = again
 
@@ -348,10 +352,12 @@ def plan(entries: list[Entry], *, usual: bool) -> list[list[Batch]]:
         return [[Batch(wires[0], entries, usual=usual)]]
     waves: list[list[Batch]] = []
     newest: dict[object, tuple[int, Batch]] = {}  # by server
+    servers = {wire: wire.server for wire in set(wires)}
     for wire, entry in zip(wires, entries, strict=True):
-        wave, batch = newest.get(wire.server, (-1, None))
+        server = servers[wire]
+        wave, batch = newest.get(server, (-1, None))
         if batch is None or batch.wire is not wire:
-            wave, batch = newest[wire.server] = wave + 1, Batch(wire, [], usual=usual)
+            wave, batch = newest[server] = wave + 1, Batch(wire, [], usual=usual)
             if wave == len(waves):
                 waves.append([])
             waves[wave].append(batch)

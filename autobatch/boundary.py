@@ -101,7 +101,13 @@ class _Entered:
         """Return the scope that has to be closed, if this passage opened one."""
         self.left = True
         if self._part is not None:
-            self._part.leave(error)
+            try:
+                self._part.leave(error)
+            except BaseException:  # it cannot be sent, and there is nothing else in here
+                if self._own is not None:
+                    open_scopes.discard(self._own)
+                    self._own.closed = True
+                raise
         if self._own is not None and error is not None and self._discard:
             self._own.discard()
         return self._own

@@ -14,7 +14,7 @@ from autobatch.batch import Batch
 from autobatch.command import Command, PinnedCommand, Traits, Travel, spelled_out, traits_of
 from autobatch.errors import AutobatchError, CrossSlot
 from autobatch.funnel import Funnel, twin_of, without_futures
-from autobatch.future import FUTURE_TYPES, combine, future_of
+from autobatch.future import FUTURE_TYPES, combine, future_of, unwrap
 from autobatch.keys import ONE_KEY
 from autobatch.promise import Failure
 from autobatch.scope import Scope, ambient, current, step_aside
@@ -25,7 +25,7 @@ from autobatch.wire.server import wires_of
 # How the values of several nodes become one.
 Finish = Callable[[list[Any]], Any]
 
-_TARGET = "target_nodes"
+TARGET = "target_nodes"
 
 
 class Clustered(Funnel):
@@ -82,7 +82,9 @@ class Clustered(Funnel):
 
     def mget_nonatomic(self, keys: Any, *args: Any) -> Any:
         """Get the values of keys, whatever their slots: one MGET a slot."""
-        names = [*(keys if isinstance(keys, (list, tuple, set)) else [keys]), *args]
+        keys = unwrap(keys)
+        first = [keys] if isinstance(keys, (str, bytes)) else keys
+        names = list(without_futures((*first, *args)))
         by_slot = self._by_slot((name, [name]) for name in names)
         values = self._call_all([("MGET", *of_slot) for of_slot in by_slot])
 
@@ -98,8 +100,10 @@ class Clustered(Funnel):
 
     def mset_nonatomic(self, mapping: Mapping[Any, Any]) -> Any:
         """Set keys, whatever their slots: one MSET a slot. Returns a list of their replies."""
-        by_slot = self._by_slot((name, [name, value]) for name, value in mapping.items())
-        return self._together(self._call_all([("MSET", *pairs) for pairs in by_slot]), list)
+        names = without_futures(tuple(mapping))
+        pairs = zip(names, mapping.values(), strict=True)
+        by_slot = self._by_slot((name, [name, value]) for name, value in pairs)
+        return self._together(self._call_all([("MSET", *of_slot) for of_slot in by_slot]), list)
 
     def _split(self, name: str, keys: Iterable[Any]) -> Any:
         by_slot = self._by_slot((key, [key]) for key in without_futures(tuple(keys)))
@@ -136,13 +140,13 @@ class Call:
     def __init__(self, client: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._client = client
         self.args = without_futures(args)
-        self.options = {name: value for name, value in options.items() if name != _TARGET}
+        self.options = {name: value for name, value in options.items() if name != TARGET}
         spelled = spelled_out(self.args)
         self.traits: Traits = traits_of(spelled)
         self._slot: int | None = None
         self.pinned = self.unknown = False
         self.nodes: list[Any] | None = None
-        target = options.get(_TARGET)
+        target = options.get(TARGET)
         self._name, flag = _flag_of(client, spelled)
         if target is not None:
             self.nodes = _nodes_of(client, target)
@@ -238,7 +242,7 @@ def _word(arg: Any) -> str:
 
 def needs_nodes(client: Any, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Return whether a call goes to nodes that have to be known when it is called."""
-    if _TARGET in options:
+    if TARGET in options:
         return True
     _, flag = _flag_of(client, spelled_out(without_futures(args)))
     return flag in client.NODE_FLAGS and flag != client.DEFAULT_NODE
@@ -328,7 +332,7 @@ class RedisCluster(Clustered, redis.RedisCluster):
         scope = current()
         if scope is None or scope.closed:
             return self._run_now(Call(self, args, options))
-        if args[0] in ONE_KEY and len(args) > 1 and _TARGET not in options:
+        if args[0] in ONE_KEY and len(args) > 1 and TARGET not in options:
             return self._queue(scope, args, options)
         return self._queue_routed(scope, args, options)
 

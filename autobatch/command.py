@@ -369,7 +369,9 @@ class Command(Promise):
         hidden = {
             word.lower()
             for arg in self.args[at : at + _MASKED_ARGUMENTS]
-            for word in _WORD.findall(_shown(arg)[:_MASKED_LENGTH])
+            for word in _WORD.findall(
+                _shown(arg[:_MASKED_LENGTH] if isinstance(arg, (str, bytes)) else arg)
+            )
         }
 
         def masked(match: re.Match[str]) -> str:

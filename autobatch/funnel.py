@@ -39,6 +39,7 @@ _getframe: Any = sys._getframe  # public in all but name
 _new: Any = object.__new__
 _set: Any = getattr(redis.Redis.set, "__wrapped__", redis.Redis.set)
 _EXPERIMENTAL = frozenset({"ifeq", "ifne", "ifdeq", "ifdne"})
+_MUTABLE = frozenset({bytearray, memoryview})
 _NO_OPTIONS: dict[str, Any] = {}
 
 
@@ -107,6 +108,7 @@ class Funnel:
             if PACKED_FAST.issuperset(map(type, args)):
                 packed = wire.pack_fast(args)
             else:
+                args = tuple([bytes(a) if type(a) in _MUTABLE else a for a in args])
                 packed = wire.pack(args)
         except (TypeError, DataError):
             return self._call_unusual(scope, args, options)

@@ -470,14 +470,19 @@ class _Combined(Promise):
             part.when_settled(self._try)
 
     def _try(self, _: Promise) -> Promise | None:
-        if any(part.outcome is PENDING for part in reversed(self._parts)):
+        if not self._turn or any(part.outcome is PENDING for part in reversed(self._parts)):
             return None
         try:
             self._turn.pop()
         except IndexError:
             return None
         outcomes = [part.outcome for part in self._parts]
-        failed = next((one for one in outcomes if type(one) is Failure), None)
+        failures: list[Failure] = [one for one in outcomes if type(one) is Failure]
+        failed = failures[0] if failures else None
+        for other in failures[1:]:  # nobody can look at them: they are told with the first
+            if not other.seen:
+                other.seen = True
+                failures[0].error.add_note(f"Also failed: {other.summary()}")
         if failed is None:
             try:
                 self.outcome = self._function(outcomes)

@@ -119,7 +119,10 @@ class Failure:
         self.report: Callable[[Failure], None] | None = None
         self.error = error
         self.origin = promise.origin()
-        self._text = promise.text_of(error)
+        try:
+            self._text = promise.text_of(error)
+        except Exception:  # the error's own __str__: no reason not to settle
+            self._text = "an error without a text"
         self._noted = False
         self._traceback: TracebackType | None = error.__traceback__
 

@@ -169,6 +169,7 @@ class OwnScope(Scope):
     _in_flight = False
     _wanted = False
     _epoch = 0
+    _orders_wires = True  # between several clients of one server
     _last_wire: Any = None
     _journey: asyncio.Task[None] | None = None
     _abandoned: str | None = None
@@ -350,7 +351,9 @@ class OwnScope(Scope):
     def _overtakes(self, batches: list[Batch]) -> bool:
         """Return whether a batch goes to a server where another client's may be on its way."""
         newest = self._newest
-        if len(newest) == 1 and len(batches) == 1 and batches[0].wire is self._last_wire:
+        if not newest:
+            return False
+        if len(newest) == len(batches) == 1 and batches[0].wire is self._last_wire:
             return False
         return any(newest.get(b.wire.server, b.wire) is not b.wire for b in batches)
 
@@ -412,7 +415,7 @@ class OwnScope(Scope):
         if not batch.wire.asynchronous:
             return False
         batch.handed_over = True
-        if batch.wire is not self._last_wire:
+        if self._orders_wires and batch.wire is not self._last_wire:
             self._last_wire = self._newest[batch.wire.server] = batch.wire
         arrived = self._set_out()
         if landed is not None:
@@ -601,12 +604,11 @@ class OwnScope(Scope):
 class StrayScope(OwnScope):
     """The commands of asyncio clients outside any scope: they leave when the tick ends."""
 
+    _orders_wires = False  # whoever cares about the order awaits
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(lane=STRAY_LANE)
         self.loop = loop
-
-    def _overtakes(self, batches: list[Batch]) -> bool:  # noqa: ARG002
-        return False  # whoever cares about the order awaits
 
     def add(self, command: Entry) -> None:
         super().add(command)

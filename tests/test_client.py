@@ -987,3 +987,20 @@ def test_the_same_as_redis_py(server, plain, call, scoped):
             client.set("before", 1)
             assert observed(call, client, "lazy:") == expected
             client.set("after", 1)
+
+
+def test_an_error_that_cannot_be_shown_settles_its_future(client):
+    """A response callback's, say."""
+
+    class Shy(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    def callback(_):
+        raise Shy
+
+    client.set_response_callback("GET", callback)
+    with autobatch.batch():
+        failed, fine = client.get("a"), client.echo("b")
+        assert isinstance(failed.exception(), Shy)
+        assert fine == "b"

@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 import autobatch
 import autobatch.asyncio
-from autobatch.errors import NotReady, NotSent, OutcomeUnknown
+from autobatch.errors import CrossSlot, NotReady, NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Cut, Fault, Hold, Signal
 from clusters import HOST, SLOTS, Cluster, eventually
 from looping import PATIENCE, tidy
@@ -1292,3 +1292,78 @@ def test_an_asgi_request_is_a_scope(cluster):
         assert told[0] == ("http.response.start", [[["INCRBY"]]] * 3)
 
     asyncio.run(tidy(run()))
+
+
+# ---- what a strict reader has found -------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutable", [bytearray, lambda text: memoryview(bytearray(text))])
+@both_ways
+async def test_a_key_that_changes_after_the_call_is_captured(way, cluster, mutable):
+    client = await way.client()
+    key = mutable(KEYS[0].encode())
+    async with way.batch():
+        written, neighbour = client.set(key, "x"), client.set(KEYS[1], "y")
+        key[:] = bytes(reversed(bytes(key)))
+        assert await way.look_at_all([written, neighbour]) == [True, True]
+    assert values_of(cluster, *KEYS[:2]) == ["x", "y"]
+
+
+@both_ways
+async def test_errors_of_several_nodes_are_looked_at_together(way, cluster):
+    """They are one call's: the others are notes of the first, and nothing comes up at the end."""
+    client = await way.client()
+    async with way.batch():
+        error = await way.outcome(client.config_set("nonsense", "x", target_nodes="primaries"))
+        assert isinstance(error, redis.ResponseError)
+        assert sum(note.startswith("Also failed: ") for note in error.__notes__) == 2
+
+
+@both_ways
+async def test_a_named_node_that_is_the_wrong_one_sends_on(way, cluster):
+    client = await way.client()
+    await way.look(client.set(KEYS[0], "x"))
+    wrong = next(port for port in cluster.primaries if port != cluster.owner(slot_of(KEYS[0])))
+    node = client.get_node(HOST, wrong)
+    assert await way.look(client.execute_command("GET", KEYS[0], target_nodes=node)) == "x"
+
+
+@both_ways
+async def test_a_block_that_cannot_be_sent_ends_its_scope(way, cluster):
+    client = await way.client()
+    with pytest.raises(CrossSlot):
+        async with way.batch(atomic=True) as block:
+            futures = [client.incr(key) for key in KEYS]
+    assert block.closed
+    assert block.parent.closed
+    assert all(future.done() for future in futures)
+
+
+@both_ways
+async def test_many_keys_take_no_time_of_their_own(way, cluster):
+    """Each key is a command here; none of them looks at all the others when it settles."""
+    client = await way.client()
+    keys = [f"key{number}" for number in range(3000)]
+    async with way.batch() as scope:
+        count = client.delete(*keys)
+        assert await way.look(count) == 0
+        assert scope.stats.round_trips == 1
+
+
+@both_ways
+async def test_watching_sees_what_was_called_before(way, cluster):
+    client = await way.client()
+    key = KEYS[0]
+    async with way.batch():
+        await way.look(client.set(key, "1"))
+        pipeline = client.pipeline(transaction=True)
+        pipeline = await pipeline if way.asynchronous else pipeline
+        watching = pipeline.watch(key)
+        if way.asynchronous:
+            await watching
+        client.set(key, "2")
+        seen = pipeline.get(key)
+        assert (await seen if way.asynchronous else seen) == "2"
+        resetting = pipeline.reset()
+        if way.asynchronous:
+            await resetting

@@ -27,7 +27,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from autobatch.batch import Batch, Entry, Transaction, commands_of, reason_of
+from autobatch.batch import EVERYTHING, Batch, Entry, Transaction, commands_of, copy_of, reason_of
 from autobatch.command import Command, PinnedCommand, Script
 from autobatch.keys import ONE_KEY, keys_of
 from autobatch.promise import PENDING
@@ -45,7 +45,6 @@ MAX_REDIRECTIONS = 16
 _TRY_AGAIN_PAUSE = 0.05  # seconds, as redis-py's
 _CLUSTER_DOWN_PAUSE = 0.25  # likewise
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
-_EVERYTHING = 1 << 62
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -192,7 +191,7 @@ class Part(Batch):
     ) -> None:
         if self.ask:
             replies = self._without_asking(replies)
-            written = _EVERYTHING if written else 0  # how much of it was ASKING does not matter
+            written = EVERYTHING if written else 0  # how much of it was ASKING does not matter
         entries, self.entries = self.entries, []
         answered = position = 0
         for entry in entries:
@@ -269,8 +268,10 @@ class Part(Batch):
 
 def _not_here(entry: Entry, replies: Sequence[Any]) -> BaseException | None:
     """Return why a node has not run something that can run elsewhere, if that is so."""
-    if isinstance(entry, Transaction) and not isinstance(replies[-1], Exception):
-        return None  # EXEC has run it
+    if isinstance(entry, Transaction) and not all(isinstance(r, Exception) for r in replies):
+        alone = isinstance(replies[0], Exception)  # MULTI was refused, so some ran by themselves
+        if alone or not isinstance(replies[-1], Exception):  # or EXEC has run it
+            return None
     return next((reply for reply in replies if isinstance(reply, NOT_HERE)), None)
 
 
@@ -452,6 +453,9 @@ class Router:
         manager = self.client.nodes_manager
         if hasattr(manager, "move_slot"):
             return manager.move_slot(error)
+        nodes = manager.slots_cache.get(error.slot_id)
+        if nodes and (nodes[0].host, nodes[0].port) == (error.host, error.port):
+            return None  # it would take the primary for a replica
         manager.update_moved_exception(error)  # redis-py 7.0
         manager.get_node_from_slot(error.slot_id)  # which takes it into account
         return None
@@ -468,6 +472,8 @@ class Router:
         ways: dict[int, str | None] = {}
         for one in leftovers:
             node = None
+            if isinstance(one.entry, PinnedCommand) and isinstance(one.cause, MovedError):
+                one.entry.node, one.entry.slot = None, one.cause.slot_id  # as redis-py does
             if isinstance(one.cause, AskError) and one.cause.slot_id not in moved:
                 node = self._node_of(one.cause)
             way = None if node is None else node.name
@@ -557,18 +563,13 @@ def _give_up(one: Leftover, cause: BaseException | None) -> None:
     reason = one.cause or cause
     if isinstance(reason, redis.ResponseError):
         for command in commands_of([one.entry]):
-            command.fail(_copy(reason))
+            command.fail(copy_of(reason))
         return
     assert reason is not None
     if one.sent:
         one.entry.outcome_unknown(reason_of(reason), reason)
     else:
         one.entry.not_sent(reason_of(reason), reason)
-
-
-def _copy(error: Exception) -> Exception:
-    """Return an error of its own for one of several commands that share a reason."""
-    return type(error)(*error.args)
 
 
 class Wire:

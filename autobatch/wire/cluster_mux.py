@@ -266,7 +266,7 @@ class _Home:
         self._rescues: dict[_Place, _Rescue] = {}
         self._gathering: dict[mux.Wire | None, _Rescue] = {}  # which have not sent anything yet
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unsent = Unsent(wire.router)
+        self._unsent = Unsent(self._router)
         self._map: object = None
         self._refreshing = asyncio.Lock()
         self._refreshed = 0

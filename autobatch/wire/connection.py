@@ -183,6 +183,16 @@ def read(
         connection.next_health_check = time.monotonic() + connection.health_check_interval
 
 
+def _read_more(parser: Any, reader: Any) -> None:
+    try:
+        parser.read_from_socket()
+    except (AttributeError, TypeError, ValueError) as error:
+        if parser._reader is reader:
+            raise
+        # Another thread has closed the connection.
+        raise redis.ConnectionError("Connection closed while reading") from error
+
+
 def _read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: list[Any]) -> None:
     reader = parser._reader
     if reader is None:  # another thread has closed the client
@@ -197,7 +207,7 @@ def _read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: li
         except UnicodeDecodeError as error:
             reply = error  # hiredis has taken the whole reply: the next ones are in step
         if reply is NOT_ENOUGH_DATA:
-            parser.read_from_socket()
+            _read_more(parser, reader)
         elif type(reply) is push_type:
             parser.handle_push_response(reply)
         else:

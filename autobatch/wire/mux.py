@@ -19,7 +19,7 @@ from typing import Any
 import redis
 from redis.asyncio import ConnectionPool
 
-from autobatch.batch import Batch, Written
+from autobatch.batch import EVERYTHING, Batch, Written
 from autobatch.command import Command, Script
 from autobatch.promise import PENDING, Failure, run_all
 from autobatch.wire import connection as greeted
@@ -501,7 +501,7 @@ class Link:
         later = Written()
         for flight in reversed(flights):
             # What the transport has taken may have been sent: it does not tell.
-            flight.batch.abort(flight.replies, _EVERYTHING, cause, later)
+            flight.batch.abort(flight.replies, EVERYTHING, cause, later)
         self._again([*refused, *flights], cause)
         self.pump()
         self._go_on()
@@ -604,6 +604,5 @@ class Link:
                 await asyncio.shield(flight.waiter)
 
 
-_EVERYTHING = 1 << 62
 _NOTHING: frozenset[int] = frozenset()
 _PATIENCE = 5.0  # seconds, at a loop's end, without a socket_timeout

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis.connection import ConnectionPool
 
-from autobatch.batch import Batch
+from autobatch.batch import EVERYTHING, Batch
 from autobatch.command import Command, Script
 from autobatch.promise import Failure
 from autobatch.wire import connection as link
@@ -156,7 +156,7 @@ class Flight:
             self.written = error.written
             self.failure = error.cause
         except BaseException:
-            self.written = _EVERYTHING  # interrupted: nobody can tell
+            self.written = EVERYTHING  # interrupted: nobody can tell
             raise
 
     def read(self) -> None:
@@ -212,9 +212,6 @@ class Flight:
     def _wire(self) -> Wire:
         wire: Wire = self.batch.wire
         return wire
-
-
-_EVERYTHING = 1 << 62
 
 
 def exchange(batches: list[Batch]) -> tuple[int, int]:
