@@ -23,7 +23,7 @@ test: $(VENV)/ready
 test-core: $(VENV)-core/ready
 	$(VENV)-core/bin/python -m pytest -m "not server" $(ARGS)
 
-# The whole suite on the lowest redis-py that is supported.
+# The suite on the lowest redis-py that is supported; ARGS='-m "not once"' leaves out what is slow.
 test-lowest: $(VENV)-lowest/ready
 	$(VENV)-lowest/bin/python -m pytest $(ARGS)
 

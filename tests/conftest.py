@@ -77,8 +77,31 @@ def no_leaked_scope() -> Iterator[None]:
     assert ambient.get() is None
 
 
+# What takes long, and tells no more with another version of redis-py.
+ONCE = {
+    "test_bench",
+    "test_bounds",
+    "test_cluster_differential",
+    "test_clusters_helper",
+    "test_demo",
+    "test_demo_cluster",
+    "test_differential",
+    "test_differential_asyncio",
+    "test_gevent",
+    "test_keys",
+    "test_lifetimes",
+    "test_proxy",
+    "test_security",
+    "test_server_errors",
+    "test_soak",
+    "test_storm",
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever uses the server, directly or not, is a server test."""
     for item in items:
+        if item.path.stem in ONCE:
+            item.add_marker(pytest.mark.once)
         if {"server", "second_server", "shared_cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)
