@@ -214,6 +214,10 @@ class _Home:
             await asyncio.wait_for(self.landed(), self._patience)
         for link in self._links.values():
             link.shut()
+        connecting = [
+            link.connecting for link in self._links.values() if link.connecting is not None
+        ]
+        await asyncio.gather(*connecting, return_exceptions=True)
         pool = self._pool()
         if pool is not None:
             await pool.disconnect(inuse_connections=False)
@@ -327,7 +331,7 @@ class Link:
         self._receiver: _Receiver | None = None
         self._transport: Any = None
         self._reader: Any = None
-        self._connecting: asyncio.Task[None] | None = None
+        self.connecting: asyncio.Task[None] | None = None
         self.paused = False  # the server reads more slowly than we write
         self._retiring: Exception | None = None
         # By a server that was loading: sent again if everything behind them was refused, too.
@@ -357,8 +361,8 @@ class Link:
         if self._transport is None:
             if self._closing:
                 self._fail_all(redis.ConnectionError("the connection was closed for good"))
-            elif self._waiting and (self._connecting is None or self._connecting.done()):
-                self._connecting = self._loop.create_task(self._connect())
+            elif self._waiting and (self.connecting is None or self.connecting.done()):
+                self.connecting = self._loop.create_task(self._connect())
             return
         payloads: list[bytes] = []
         size = 0
@@ -548,14 +552,18 @@ class Link:
     _retries = 0
 
     async def _connect(self) -> None:
+        connection: Any = None
         try:
             if self._failures:
                 await asyncio.sleep(greeted.backoff(self._connection, self._failures))
             connection = self._make_connection()
             await connection.connect()
-        except asyncio.CancelledError:  # the loop ends, and may yet need a connection
-            raise
         except BaseException as error:
+            if connection is not None:  # redis-py leaves it open when its greeting is cancelled
+                with contextlib.suppress(redis.RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+            if isinstance(error, asyncio.CancelledError):
+                raise  # the loop ends, and may yet need a connection
             self._fail_all(error)
             if not isinstance(error, Exception):
                 raise
@@ -584,8 +592,8 @@ class Link:
     def shut(self) -> None:
         """Close the connection for good; what was not answered is settled as it is."""
         self._closing = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+        if self.connecting is not None:
+            self.connecting.cancel()
         gone = LoopEnds("the connection was closed: its event loop ends")
         self.lose(gone)
         self._fail_all(gone)
