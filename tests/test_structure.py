@@ -56,9 +56,23 @@ ORDER = [
     "testing.cluster",
     "testing",
     "testing.__main__",
+    "lint.findings",
+    "lint.values",
+    "lint.functions",
+    "lint.clients",
+    "lint.checks",
+    "lint.finder",
+    "lint.fixing",
+    "lint.cli",
+    "lint.flake8",
+    "lint",
+    "__main__",
 ]
 # Frameworks are imported where it is known that they are there.
-INSIDE_FUNCTIONS = {"asgi": {"autobatch.integrations.starlette.error_response"}}
+INSIDE_FUNCTIONS = {
+    "asgi": {"autobatch.integrations.starlette.error_response"},
+    "lint.cli": {"autobatch.lint.fixing.fix"},
+}
 PRIVATE_NAMES_OF_REDIS_PY = "wire.connection"
 
 

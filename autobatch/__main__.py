@@ -1,0 +1,27 @@
+"""`python -m autobatch`: what can be done from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from autobatch.lint import cli as lint
+
+# Each adds one command to the parser.
+_COMMANDS = (lint,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m autobatch", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(commands)
+    options = parser.parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`python -m autobatch lint`: where a lazy value would be misread."""
