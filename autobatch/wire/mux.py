@@ -558,6 +558,8 @@ class Link:
                 await asyncio.sleep(greeted.backoff(self._connection, self._failures))
             connection = self._make_connection()
             await connection.connect()
+            if self._closing:  # and this was cancelled; wait_for() may have forgotten it
+                raise LoopEnds("the connection was closed: its event loop ends")  # noqa: TRY301
         except BaseException as error:
             if connection is not None:  # redis-py leaves it open when its greeting is cancelled
                 with contextlib.suppress(redis.RedisError, OSError):
