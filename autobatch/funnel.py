@@ -29,7 +29,7 @@ from autobatch.errors import AutobatchError
 from autobatch.future import Future, future_of, set_promise, unwrap
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.scope import Scope
-from autobatch.wire.connection import PACKED_FAST
+from autobatch.wire.connection import LONGEST, PACKED_FAST
 
 C = TypeVar("C", bound=Command)
 
@@ -39,7 +39,6 @@ _getframe: Any = sys._getframe  # public in all but name
 _new: Any = object.__new__
 _set: Any = getattr(redis.Redis.set, "__wrapped__", redis.Redis.set)
 _EXPERIMENTAL = frozenset({"ifeq", "ifne", "ifdeq", "ifdne"})
-_MUTABLE = frozenset({bytearray, memoryview})
 _NO_OPTIONS: dict[str, Any] = {}
 
 
@@ -105,11 +104,11 @@ class Funnel:
             traits = PLAIN.get(name)
             if traits is None or NEVER_DECODE in options:
                 return self._call_unusual(scope, args, options)
-            if PACKED_FAST.issuperset(map(type, args)):
-                packed = wire.pack_fast(args)
-            else:
-                args = tuple([bytes(a) if type(a) in _MUTABLE else a for a in args])
-                packed = wire.pack(args)
+            for arg in args:
+                kind = type(arg)
+                if kind not in PACKED_FAST and (kind is not int or not -LONGEST < arg < LONGEST):
+                    return self._call_unusual(scope, args, options)
+            packed = wire.pack_fast(args)
         except (TypeError, DataError):
             return self._call_unusual(scope, args, options)
         # A frame becomes an object when it is asked for, which costs: so not the nearest two.

@@ -58,7 +58,8 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
     """Return two functions that pack a command as connections of `pool` would.
 
     The first takes all that redis-py takes, the name as one argument, and raises DataError. The
-    second is the fastest there is, for arguments of the types in `PACKED_FAST`.
+    second is the fastest there is, for arguments of the types in `PACKED_FAST`, and integers within
+    `LONGEST`.
 
     Args:
         pool: of connections.
@@ -84,27 +85,18 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
 # What hiredis packs without harm. It ignores the steps of a memoryview, so it reads beyond its
 # buffer, and integers that Python refuses to print crash it.
 PACKED_FAST = frozenset({str, bytes, float})
-_PACKED = PACKED_FAST | {int}
-_LONGEST = 1 << 14_000  # has fewer digits than Python prints by default
+LONGEST = 1 << 14_000  # has fewer digits than Python prints by default
 
 
 def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
-    packed: bytes
-    if _PACKED.issuperset(map(type, args)):
-        for arg in args:
-            if type(arg) is int and not -_LONGEST < arg < _LONGEST:
-                break
-        else:
-            packed = hiredis.pack_command(args)
-            return packed
-    packed = hiredis.pack_command(tuple(map(_harmless, args)))
+    packed: bytes = hiredis.pack_command(tuple(map(_harmless, args)))
     return packed
 
 
 def _harmless(arg: Any) -> Any:
     """Return an argument as hiredis may have it."""
     kind = type(arg)
-    if kind in PACKED_FAST or (kind is int and -_LONGEST < arg < _LONGEST):
+    if kind in PACKED_FAST or (kind is int and -LONGEST < arg < LONGEST):
         return arg
     if isinstance(arg, (bytearray, memoryview)):
         return bytes(arg)
