@@ -54,6 +54,8 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@# redis-om brings stubs of redis-py 4, which would hide from mypy what redis-py says itself.
+	$(BIN)/python -m pip uninstall --quiet --yes types-redis types-pyOpenSSL
 	@touch $@
 
 $(VENV)-core/ready: pyproject.toml

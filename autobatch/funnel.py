@@ -8,7 +8,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-import redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import DataError
 
@@ -29,7 +28,7 @@ from autobatch.errors import AutobatchError
 from autobatch.future import Future, future_of, set_promise, unwrap
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.scope import Scope
-from autobatch.wire.connection import LONGEST, PACKED_FAST
+from autobatch.wire.connection import HIGHEST, LOWEST, PACKED_FAST
 
 C = TypeVar("C", bound=Command)
 
@@ -37,8 +36,7 @@ C = TypeVar("C", bound=Command)
 _dict_get: Any = dict.get
 _getframe: Any = sys._getframe  # public in all but name
 _new: Any = object.__new__
-_set: Any = getattr(redis.Redis.set, "__wrapped__", redis.Redis.set)
-_EXPERIMENTAL = frozenset({"ifeq", "ifne", "ifdeq", "ifdne"})
+_EXPIRIES = {"ex": "EX", "px": "PX"}
 _NO_OPTIONS: dict[str, Any] = {}
 
 
@@ -106,7 +104,7 @@ class Funnel:
                 return self._call_unusual(scope, args, options)
             for arg in args:
                 kind = type(arg)
-                if kind not in PACKED_FAST and (kind is not int or not -LONGEST < arg < LONGEST):
+                if kind not in PACKED_FAST and (kind is not int or not LOWEST < arg < HIGHEST):
                     return self._call_unusual(scope, args, options)
             packed = wire.pack_fast(args)
         except (TypeError, DataError):
@@ -187,10 +185,15 @@ class Funnel:
     if not TYPE_CHECKING:
 
         def set(self, name, value, *args, **options):
-            # redis-py looks through every SET for its experimental arguments, which takes as long
-            # as all the rest of it. They come last, or by their names.
-            if not args and _EXPERIMENTAL.isdisjoint(options):
-                return _set(self, name, value, **options)
+            # redis-py's takes longer over its sixteen parameters than all the rest. This is what
+            # it makes of the two forms that nearly all calls have.
+            if not args:
+                if not options:
+                    return self.execute_command("SET", name, value)
+                if len(options) == 1:
+                    ((option, expiry),) = options.items()
+                    if option in _EXPIRIES and type(expiry) is int:
+                        return self.execute_command("SET", name, value, _EXPIRIES[option], expiry)
             return super().set(name, value, *args, **options)
 
         # What takes a connection itself.

@@ -240,7 +240,7 @@ class OwnScope(Scope):
         if self._several_wires or len(waves) > 1 or len(waves[0]) > 1 or waves[0][0].wire.divides:
             # Replies come in any order now, but errors are reported in the program's.
             self._several_wires = True
-            commands = commands_of(entries)
+            commands: Any = entries if self._usual else commands_of(entries)
             first = self.stats.commands - len(self._queue) - len(commands)
             for number, command in enumerate(commands, first):
                 command.number = number

@@ -6,9 +6,11 @@ import contextlib
 import contextvars
 import inspect
 import socket
+from datetime import timedelta
 
 import pytest
 import redis
+import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -1004,3 +1006,44 @@ def test_an_error_that_cannot_be_shown_settles_its_future(client):
         failed, fine = client.get("a"), client.echo("b")
         assert isinstance(failed.exception(), Shy)
         assert fine == "b"
+
+
+SETS = [
+    ((), {}),
+    *[((), {unit: value}) for unit in ("ex", "px") for value in (5, 0, -1, None, "5", 1.5, True)],
+    *[((), {unit: timedelta(seconds=1.5)}) for unit in ("ex", "px")],
+    ((), {"ex": 1, "px": 1}),
+    ((), {"ex": 1, "nx": True}),
+    ((), {"nx": True}),
+    ((), {"xx": True, "get": True}),
+    ((), {"keepttl": True}),
+    ((), {"exat": 1}),
+    ((), {"ex": 1 << 20_000}),
+    ((5,), {}),
+    ((None, 5), {}),
+]
+
+
+@pytest.mark.parametrize(("args", "options"), SETS)
+@pytest.mark.parametrize(
+    ("plain", "batching"),
+    [
+        (redis.Redis, autobatch.Redis),
+        (redis.asyncio.Redis, autobatch.asyncio.Redis),
+    ],
+)
+def test_set_makes_of_its_arguments_what_redis_py_makes_of_them(plain, batching, args, options):
+    """Its usual forms do not go through redis-py's method, which takes long."""
+
+    def made(kind):
+        class Recording(kind):
+            def execute_command(self, *args, **options):
+                return args, options
+
+        try:
+            command, kept = Recording().set("key", "value", *args, **options)
+        except redis.DataError as error:
+            return str(error)
+        return [(type(arg), arg) for arg in command], kept
+
+    assert made(batching) == made(plain)

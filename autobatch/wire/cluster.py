@@ -7,10 +7,11 @@ slot. The topology, the map of the slots and the connections are redis-py's `Nod
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import time
 from binascii import crc_hqx
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -286,7 +287,10 @@ class Router:
         self.client = client
         encoder = client.encoder
         self._encode = encoder.encode
-        self._encoding = encoder.encoding, encoder.encoding_errors  # of text
+        utf8 = (
+            codecs.lookup(encoder.encoding).name == "utf-8" and encoder.encoding_errors == "strict"
+        )
+        self._encode_text: Callable[[Any], bytes] = str.encode if utf8 else encoder.encode
         self._newcomers: dict[tuple[str, int], Any] = {}
 
     def slot_of_key(self, key: Any) -> int:
@@ -377,26 +381,24 @@ class Router:
     def _divide_usual(self, entries: Iterable[Any]) -> list[tuple[Any, list[Entry]]]:
         """Do the same for plain commands: nearly all, so this is the hot path."""
         slots_cache = self.client.nodes_manager.slots_cache
-        encode, encoding = self._encode, self._encoding
-        by_name: dict[str, tuple[Any, list[Entry]]] = {}
+        encode = self._encode_text
+        nodes: dict[str, Any] = {}
+        by_name: dict[str, list[Entry]] = {}
         for entry in entries:
             if entry.traits.name in ONE_KEY:
                 key = entry.args[1]
-                if type(key) is str:
-                    key = key.encode(*encoding)
-                elif type(key) is not bytes:
-                    key = encode(key)
+                key = encode(key) if type(key) is str else self._encode(key)
                 # key_slot(), spelled out:
                 slot: int | None = key_slot(key) if b"{" in key else crc_hqx(key, 0) % _SLOTS
             else:
                 slot = self.slot_of(entry)
             node = slots_cache[slot][0]
-            name = node.name
-            if name in by_name:
-                by_name[name][1].append(entry)
-            else:
-                by_name[name] = node, [entry]
-        return list(by_name.values())
+            try:
+                by_name[node.name].append(entry)
+            except KeyError:
+                by_name[node.name] = [entry]
+                nodes[node.name] = node
+        return [(nodes[name], of_node) for name, of_node in by_name.items()]
 
     def _to_be_read_on_primary(self, placed: list[tuple[Entry, int | None]]) -> set[int] | None:
         """Return the slots whose reads must see what their scope has written; None: all slots.

@@ -58,8 +58,8 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
     """Return two functions that pack a command as connections of `pool` would.
 
     The first takes all that redis-py takes, the name as one argument, and raises DataError. The
-    second is the fastest there is, for arguments of the types in `PACKED_FAST`, and integers within
-    `LONGEST`.
+    second is the fastest there is, for arguments of the types in `PACKED_FAST`, and integers
+    between `LOWEST` and `HIGHEST`.
 
     Args:
         pool: of connections.
@@ -85,7 +85,9 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
 # What hiredis packs without harm. It ignores the steps of a memoryview, so it reads beyond its
 # buffer, and integers that Python refuses to print crash it.
 PACKED_FAST = frozenset({str, bytes, float})
-LONGEST = 1 << 14_000  # has fewer digits than Python prints by default
+# Between these, integers have fewer digits than Python prints by default.
+HIGHEST = 1 << 14_000
+LOWEST = -HIGHEST
 
 
 def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
@@ -96,7 +98,7 @@ def _pack_with_hiredis(args: tuple[Any, ...]) -> bytes:
 def _harmless(arg: Any) -> Any:
     """Return an argument as hiredis may have it."""
     kind = type(arg)
-    if kind in PACKED_FAST or (kind is int and -LONGEST < arg < LONGEST):
+    if kind in PACKED_FAST or (kind is int and LOWEST < arg < HIGHEST):
         return arg
     if isinstance(arg, (bytearray, memoryview)):
         return bytes(arg)
