@@ -6,7 +6,7 @@ that is needed, or the end of the scope, sends the whole batch.
 
 from __future__ import annotations
 
-from autobatch import asgi, asyncio, errors, wsgi
+from autobatch import asgi, asyncio, errors, report, wsgi
 from autobatch.boundary import batch
 from autobatch.client import Redis
 from autobatch.cluster import RedisCluster
@@ -24,6 +24,7 @@ __all__ = [
     "batch",
     "errors",
     "flush",
+    "report",
     "resolve",
     "unwrap",
     "wrap",

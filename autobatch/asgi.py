@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
 from autobatch.promise import printable
+from autobatch.recording import own_scope
+from autobatch.report import Reason
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -55,7 +57,7 @@ class BatchMiddleware:
         outer = open_scope()
         if outer is not None:
             await outer.astep_aside()
-        own = OwnScope(self._max_commands, self._max_bytes)
+        own = own_scope(_name_of, scope, self._max_commands, self._max_bytes)
         scope[_MARK] = own
         await connection(scope, receive, send, own).run(self.app)
 
@@ -105,6 +107,7 @@ class _Connection:
 
     async def _flush(self) -> None:
         if self._own.busy:
+            self._own.because(Reason.RESPONSE)
             await self._own.aflush()
 
     async def _close(self) -> list[Any]:
@@ -112,7 +115,11 @@ class _Connection:
 
     @property
     def _name(self) -> str:
-        return printable(f"{self.scope.get('method', 'WEBSOCKET')} {self.scope['path']}")
+        return _name_of(self.scope)
+
+
+def _name_of(scope: MutableMapping[str, Any]) -> str:
+    return printable(f"{scope.get('method', 'WEBSOCKET')} {scope['path']}")
 
 
 class _Http(_Connection):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
 
+from autobatch import report
 from autobatch.aside import aside
 from autobatch.asyncio_cluster import RedisCluster
 from autobatch.command import Command
 from autobatch.funnel import BatchingScript, Funnel, names_himport, twin_of, without_futures
 from autobatch.future import AsyncFuture
-from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope, stray_scope
+from autobatch.recording import ran_alone, stray_scope
+from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope
 from autobatch.scope import aflush as flush
 from autobatch.wire.mux import Wire
 from autobatch.wire.server import wires_of
@@ -135,11 +138,16 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         if names_himport(args[0]):
             return await super().execute_command(*args, **options)
         command = self._command(Command, args, options, None)
-        if self.single_connection_client:
-            await self.initialize()
-            value = await self._wire.call(command, self.connection, self._single_conn_lock)
-        else:
-            value = await self._wire.call(command)
+        began = time.perf_counter()
+        try:
+            if self.single_connection_client:
+                await self.initialize()
+                value = await self._wire.call(command, self.connection, self._single_conn_lock)
+            else:
+                value = await self._wire.call(command)
+        finally:
+            if report.listening:
+                ran_alone([command], began)
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])
         return value

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
 
+from autobatch import report
 from autobatch.cluster import TARGET, Call, Clustered, Finish, needs_nodes
 from autobatch.funnel import BatchingScript, Funnel, twin_of
 from autobatch.future import AsyncFuture
 from autobatch.keys import ONE_KEY
-from autobatch.scope import Scope, StrayScope, aflush, astep_aside, current, open_scope, stray_scope
+from autobatch.recording import ran_alone, stray_scope
+from autobatch.scope import Scope, StrayScope, aflush, astep_aside, current, open_scope
 from autobatch.wire.cluster_mux import Wire
 from autobatch.wire.server import wires_of
 
@@ -120,7 +123,13 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
         await astep_aside(self.root)
         await self.initialize()
         call = Call(self, args, options)
-        values = await asyncio.gather(*map(self._wire.call, call.commands(None)))
+        commands = call.commands(None)
+        began = time.perf_counter()
+        try:
+            values = await asyncio.gather(*map(self._wire.call, commands))
+        finally:
+            if report.listening:
+                ran_alone(commands, began)
         if call.traits.name == "SCRIPT LOAD":
             self._know_script(call.args[-1])
         return call.finish(list(values))

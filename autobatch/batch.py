@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import redis
@@ -363,6 +363,12 @@ def plan(entries: list[Entry], *, usual: bool) -> list[list[Batch]]:
             waves[wave].append(batch)
         batch.entries.append(entry)
     return waves
+
+
+def resend(entries: Iterable[Entry]) -> None:
+    """Tell the scopes of some entries that these are sent again."""
+    for command in commands_of(list(entries)):
+        command.owner.resent(command)
 
 
 def commands_of(entries: list[Entry]) -> list[Command]:

@@ -68,6 +68,9 @@ class Block(Scope):
     def follow(self, promise: Promise) -> None:
         self.parent.follow(promise)
 
+    def resent(self, promise: Promise) -> None:
+        self.parent.resent(promise)
+
     @property
     def busy(self) -> bool:
         return self.parent.busy

@@ -10,8 +10,11 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from autobatch.block import AtomicBlock, DiscardingBlock
+from autobatch.command import calling_frame
 from autobatch.errors import AutobatchError
 from autobatch.promise import Failure
+from autobatch.recording import own_scope
+from autobatch.report import shortened
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -39,7 +42,13 @@ class _Entered:
 
     __slots__ = ("_discard", "_own", "_part", "_token", "left", "scope")
 
-    def __init__(self, boundary: Boundary, outer: Scope | None, lane: int | None = None) -> None:
+    def __init__(
+        self,
+        boundary: Boundary,
+        outer: Scope | None,
+        lane: int | None = None,
+        function: Callable[..., Any] | None = None,
+    ) -> None:
         self.left = False
         self._own: OwnScope | None = None
         self._part: AtomicBlock | DiscardingBlock | None = None
@@ -47,7 +56,8 @@ class _Entered:
         joined = outer
         if outer is None:
             dispatch_stray()
-            outer = self._own = OwnScope(boundary.max_commands, boundary.max_bytes, lane)
+            limits = boundary.max_commands, boundary.max_bytes
+            outer = self._own = own_scope(_name_of, function, *limits, lane)
             open_scopes.add(outer)
         if boundary.atomic:
             self._part = AtomicBlock(outer)
@@ -168,22 +178,22 @@ class Boundary:
             raise RuntimeError("this block was left, but never entered")
         return self._entered.pop()  # entered in another context, as fixtures and generators may
 
-    def _enter(self) -> _Entered:
+    def _enter(self, function: Callable[..., Any] | None = None) -> _Entered:
         outer = open_scope()
         if outer is not None and not self.join:
             _check_not_held(outer)
             outer.step_aside()
-            return _Entered(self, None, outer.lane)
+            return _Entered(self, None, outer.lane, function)
         # It may end without waiting for an event loop, so it stays in line with what comes after.
-        return _Entered(self, outer, STRAY_LANE)
+        return _Entered(self, outer, STRAY_LANE, function)
 
-    async def _aenter(self) -> _Entered:
+    async def _aenter(self, function: Callable[..., Any] | None = None) -> _Entered:
         outer = open_scope()
         if outer is not None and not self.join:
             _check_not_held(outer)
             await outer.astep_aside()
-            return _Entered(self, None, outer.lane)
-        return _Entered(self, outer)
+            return _Entered(self, None, outer.lane, function)
+        return _Entered(self, outer, None, function)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return `function` with this boundary around each call of it."""
@@ -202,7 +212,7 @@ class Boundary:
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             if self._plain and open_scope() is not None:
                 return function(*args, **kwargs)
-            entered = self._enter()
+            entered = self._enter(function)
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
@@ -217,7 +227,7 @@ class Boundary:
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
             if self._plain and open_scope() is not None:
                 return await function(*args, **kwargs)
-            entered = await self._aenter()
+            entered = await self._aenter(function)
             try:
                 result = await function(*args, **kwargs)
             except BaseException as error:
@@ -233,7 +243,7 @@ class Boundary:
             generator: Generator[Any, Any, Any] = function(*args, **kwargs)
             if self._plain and open_scope() is not None:
                 return (yield from generator)
-            entered = self._enter()
+            entered = self._enter(function)
             step = functools.partial(next, generator)
             try:
                 while True:
@@ -267,7 +277,7 @@ class Boundary:
     def _around_async_generator(self, function: Callable[P, Any]) -> Callable[P, Any]:
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Any, Any]:
             generator: AsyncGenerator[Any, Any] = function(*args, **kwargs)
-            entered = await self._aenter()
+            entered = await self._aenter(function)
             step = functools.partial(anext, generator)
             try:
                 while True:
@@ -294,6 +304,13 @@ class Boundary:
             await entered.aleave(None)
 
         return wrapper
+
+
+def _name_of(function: Callable[..., Any] | None) -> str:
+    if function is not None:
+        return f"{function.__module__}.{function.__qualname__}"
+    frame = calling_frame()
+    return f"{shortened(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def _check_not_held(outer: Scope) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import redis
 from redis.connection import ConnectionPool
 
+from autobatch import report
 from autobatch.command import Command
 from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import unwrap
+from autobatch.recording import ran_alone
 from autobatch.scope import Scope, current, step_aside
 from autobatch.wire.server import wires_of
 from autobatch.wire.sync import Wire, call
@@ -68,7 +71,12 @@ class Redis(Funnel, redis.Redis):
         if self._caches or names_himport(args[0]):
             return super()._execute_command(*args, **options)
         command = self._command(Command, args, options, None)
-        value = call(command)
+        began = time.perf_counter()
+        try:
+            value = call(command)
+        finally:
+            if report.listening:
+                ran_alone([command], began)
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])
         return value

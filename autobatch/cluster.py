@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.exceptions import RedisClusterException
 
+from autobatch import report
 from autobatch.batch import Batch
 from autobatch.command import Command, PinnedCommand, Traits, Travel, spelled_out, traits_of
 from autobatch.errors import AutobatchError, CrossSlot
@@ -17,6 +19,7 @@ from autobatch.funnel import Funnel, twin_of, without_futures
 from autobatch.future import FUTURE_TYPES, combine, future_of, unwrap
 from autobatch.keys import ONE_KEY
 from autobatch.promise import Failure
+from autobatch.recording import ran_alone
 from autobatch.scope import Scope, ambient, current, step_aside
 from autobatch.wire import sync
 from autobatch.wire.cluster import Wire
@@ -360,7 +363,10 @@ class RedisCluster(Clustered, redis.RedisCluster):
     def _run_together(self, calls: list[list[Command]]) -> list[list[Any]]:
         """Run commands in one round trip; return the values of each call, or raise an error."""
         commands = [command for call in calls for command in call]
+        began = time.perf_counter()
         sync.exchange([Batch(self._wire, list(commands))])
+        if report.listening:
+            ran_alone(commands, began)
         for command in commands:
             if type(command.outcome) is Failure:
                 raise command.outcome.error

@@ -274,6 +274,9 @@ class _Nobody:
     def follow(self, promise: Promise) -> None:
         pass
 
+    def resent(self, promise: Promise) -> None:
+        pass
+
     @property
     def written_slots(self) -> set[int]:
         return set()

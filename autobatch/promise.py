@@ -48,6 +48,9 @@ class Owner(Protocol):
     def follow(self, promise: Promise) -> None:
         """Run the callbacks of `promise` after it was settled."""
 
+    def resent(self, promise: Promise) -> None:
+        """Note that something is sent again."""
+
 
 def run_all(function: Callable[[T], object], items: Iterable[T]) -> None:
     """Call `function` with every item, also if one call is interrupted; that is raised then."""
@@ -110,9 +113,10 @@ class Failure:
         origin: what failed first.
         seen: somebody was told, so it need not surface at the end of the scope.
         report: what to do if nobody was told until this is forgotten.
+        text: of the error, without what may be secret.
     """
 
-    __slots__ = ("_noted", "_text", "_traceback", "error", "origin", "report", "seen")
+    __slots__ = ("_noted", "_traceback", "error", "origin", "report", "seen", "text")
 
     def __init__(self, error: BaseException, promise: Promise) -> None:
         self.seen = False
@@ -120,9 +124,9 @@ class Failure:
         self.error = error
         self.origin = promise.origin()
         try:
-            self._text = promise.text_of(error)
+            self.text = promise.text_of(error)
         except Exception:  # the error's own __str__: no reason not to settle
-            self._text = "an error without a text"
+            self.text = "an error without a text"
         self._noted = False
         self._traceback: TracebackType | None = error.__traceback__
 
@@ -140,15 +144,15 @@ class Failure:
 
     def summary(self) -> str:
         """Return the error and where it comes from, in one line."""
-        return f"{type(self.error).__name__}: {self._text} ({self.origin.note()})"
+        return f"{type(self.error).__name__}: {self.text} ({self.origin.note()})"
 
     def for_log(self) -> BaseException:
         """Return an error of the same type that tells no more than `summary` does."""
         error = self.error
-        if str(error) == self._text or error.__traceback__ is not None:
+        if str(error) == self.text or error.__traceback__ is not None:
             return error
-        masked = type(error).__new__(type(error), self._text)
-        masked.args = (self._text,)
+        masked = type(error).__new__(type(error), self.text)
+        masked.args = (self.text,)
         return masked
 
     def throw(self) -> NoReturn:

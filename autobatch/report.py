@@ -1,8 +1,25 @@
-"""What the flushes of a scope did."""
+"""What flushes did and why: counts for everybody, records for those who subscribe.
+
+Nothing is recorded unless somebody has subscribed when a scope opens: a scope that is not recorded
+runs no code of this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import collections
+import dataclasses
+import enum
+import functools
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sized
+from types import CodeType, TracebackType
+from typing import Any, Self
+
+logger = logging.getLogger("autobatch.report")
 
 
 class Stats:
@@ -38,3 +55,322 @@ class Stats:
             f"Stats(commands={self.commands}, flushes={self.flushes}, "
             f"round_trips={self.round_trips}, exchanges={self.exchanges})"
         )
+
+
+class Reason(enum.StrEnum):
+    """Why a batch left."""
+
+    FORCED = "forced"
+    """A value was needed."""
+    END = "end"
+    """The scope ended."""
+    LIMIT = "limit"
+    """As many commands waited, or bytes, as may."""
+    RESPONSE = "response"
+    """A response started, or a chunk of it, or a WebSocket's message was to be sent or awaited."""
+    ASIDE = "stepped aside"
+    """Something came that goes another way, and has to come after what waits."""
+    EXPLICIT = "explicit"
+    """The program has said `flush()`."""
+    TICK = "tick"
+    """Outside any scope, the tick of the event loop ended."""
+    ALONE = "alone"
+    """A command that cannot wait: it stepped aside, or was called outside any scope."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A line of the program.
+
+    Attributes:
+        file: the path of the source.
+        line: in it, from 1.
+        function: the qualified name of what the line is in.
+    """
+
+    file: str
+    line: int
+    function: str
+
+    @staticmethod
+    @functools.lru_cache(4096)
+    def of(code: CodeType, instruction: int) -> Place:
+        """Return where an instruction of some code comes from."""
+        line = next(itertools.islice(code.co_positions(), instruction // 2, None))[0]
+        return Place(code.co_filename, line or code.co_firstlineno, code.co_qualname)
+
+    def __str__(self) -> str:
+        return f"{shortened(self.file)}:{self.line}"
+
+
+def shortened(file: str) -> str:
+    """Return a path from the working directory on, if it is in there."""
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118  # of strings, and often
+    return file.removeprefix(here)
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with what it counts, as in "2 commands"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@dataclasses.dataclass(slots=True)
+class CommandRecord:
+    """One command of a flush.
+
+    Attributes:
+        name: in upper case, a subcommand after one space.
+        key: its key, shortened, if it has one first. Values are never recorded.
+        place: the line that called it; None if no line of the program did.
+        called: when, in seconds of `time.perf_counter()`.
+        size: of its request, in bytes.
+        server: where it went, as "host:port/database" or a path.
+        read_only: it changes nothing.
+        transaction: which of the flush's transactions it is a part of, from 0; None: of none.
+        sent: how often it was sent; more than 1 if it had to be sent again.
+        error: what it failed with, without what may be secret; None if it has a value.
+        contexts: what `on_call` of each subscription returned when it was called.
+    """
+
+    name: str
+    key: str | None
+    place: Place | None
+    called: float
+    size: int
+    server: str
+    read_only: bool
+    transaction: int | None = None
+    sent: int = 1
+    error: str | None = None
+    contexts: dict[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        return self.name if self.key is None else f"{self.name} {self.key}"
+
+
+@dataclasses.dataclass(slots=True)
+class FlushRecord:
+    """What one flush did, and why.
+
+    Attributes:
+        scope: whose it is.
+        reason: why it happened.
+        place: the line that forced it, or made it step aside, or asked for it; None otherwise.
+        use: for FORCED, what needed the value: "await", "argument", the name of an operation such
+            as "bool", "eq" or "iter", or "value" for anything else; None for other reasons.
+        forced: the place in `commands` of what was forced; None if that is not one of them.
+        commands: in the order in which they were called.
+        started, finished: when it began and when the last reply was there, in seconds of
+            `time.perf_counter()`.
+        round_trips: how often the program waited for the network.
+        exchanges: the writes with the reading of their replies, on all connections.
+    """
+
+    scope: ScopeRecord = dataclasses.field(repr=False)
+    reason: Reason
+    place: Place | None
+    use: str | None
+    forced: int | None
+    commands: list[CommandRecord]
+    started: float
+    finished: float = 0.0
+    round_trips: int = 1
+    exchanges: int = 0
+
+    @property
+    def size(self) -> int:
+        """The bytes of all requests."""
+        return sum(command.size for command in self.commands)
+
+    @property
+    def queued(self) -> float:
+        """How many seconds the first of the commands has waited."""
+        return self.started - self.commands[0].called
+
+    @property
+    def duration(self) -> float:
+        """The seconds from the first write to the last reply."""
+        return self.finished - self.started
+
+    @property
+    def saved(self) -> int:
+        """How many round trips were saved, against one for each command."""
+        return len(self.commands) - self.round_trips
+
+    @property
+    def retries(self) -> int:
+        """How often a command was sent again."""
+        return sum(command.sent - 1 for command in self.commands)
+
+    @property
+    def errors(self) -> list[CommandRecord]:
+        """The commands that failed."""
+        return [command for command in self.commands if command.error is not None]
+
+    def __str__(self) -> str:
+        why = str(self.reason) if self.place is None else f"{self.reason} by {self.place}"
+        shown = ", ".join(map(str, self.commands[:_SHOWN]))
+        if len(self.commands) > _SHOWN:
+            shown += f", and {len(self.commands) - _SHOWN} more"
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return (
+            f"{self.scope.name}: {counted(len(self.commands), 'command')} in "
+            f"{counted(self.round_trips, 'round trip')}, "
+            f"{1000 * self.duration:.1f} ms, {why}{failed}: {shown}"
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class ScopeRecord:
+    """One scope, with what its flushes did.
+
+    Attributes:
+        name: the request, as in "GET /users", the decorated function, or the line of a `with`.
+        parent: the name of the scope around it, if it has one.
+        opened, closed: when, in seconds of `time.perf_counter()`; `closed` is 0 while it is open.
+        at: when it was opened, in seconds of `time.time()`.
+        flushes: the last thousand of them, in order.
+        commands, round_trips: of all its flushes.
+    """
+
+    name: str
+    parent: str | None = None
+    opened: float = dataclasses.field(default_factory=time.perf_counter)
+    closed: float = 0.0
+    at: float = dataclasses.field(default_factory=time.time)
+    flushes: collections.deque[FlushRecord] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=_KEPT)
+    )
+    commands: int = 0
+    round_trips: int = 0
+
+    @property
+    def duration(self) -> float:
+        """How many seconds it was open."""
+        return self.closed - self.opened
+
+    @property
+    def saved(self) -> int:
+        """How many round trips were saved, against one for each command."""
+        return self.commands - self.round_trips
+
+
+class Subscription:
+    """Somebody who hears of flushes, until `cancel()`, or until the end of a `with` block."""
+
+    def __init__(
+        self,
+        on_flush: Callable[[FlushRecord], object] | None,
+        on_scope: Callable[[ScopeRecord], object] | None,
+        on_call: Callable[[], Any] | None,
+    ) -> None:
+        self.on_flush = on_flush
+        self.on_scope = on_scope
+        self.on_call = on_call
+
+    def cancel(self) -> None:
+        """Hear of nothing any more."""
+        with _changing:
+            _set_subscriptions(tuple(one for one in subscriptions if one is not self))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+# Both are replaced as a whole. `listening` is what the hot paths ask.
+subscriptions: tuple[Subscription, ...] = ()
+listening = False
+_changing = threading.Lock()
+
+
+def _set_subscriptions(changed: tuple[Subscription, ...]) -> None:
+    global subscriptions, listening  # noqa: PLW0603  # read by everybody, written here alone
+    subscriptions = changed
+    listening = bool(changed)
+
+
+def subscribe(
+    on_flush: Callable[[FlushRecord], object] | None = None,
+    *,
+    on_scope: Callable[[ScopeRecord], object] | None = None,
+    on_call: Callable[[], Any] | None = None,
+) -> Subscription:
+    """Hear of the flushes of all scopes that are opened from now on.
+
+    What is subscribed is called where the flush ends: in the thread that waited for it, or in the
+    event loop. It should be quick. If it raises, that is logged, by the logger
+    `autobatch.report`, and changes nothing.
+
+    Args:
+        on_flush: called with the record of each flush when its last reply is there.
+        on_scope: called with the record of each scope when it has ended and all is settled.
+        on_call: called when a command is called in such a scope. What it returns is kept in
+            `CommandRecord.contexts`, under the subscription.
+
+    Returns:
+        The subscription, which can be cancelled; it is a context manager, too.
+
+    Raises:
+        TypeError: nothing was given that could be called.
+    """
+    given = [one for one in (on_flush, on_scope, on_call) if one is not None]
+    if not given or not all(map(callable, given)):
+        raise TypeError("subscribe() takes what to call with each record, such as print")
+    subscription = Subscription(on_flush, on_scope, on_call)
+    with _changing:
+        _set_subscriptions((*subscriptions, subscription))
+    return subscription
+
+
+def publish(record: FlushRecord | ScopeRecord) -> None:
+    """Tell the subscribers of what has happened."""
+    for one in subscriptions:
+        call: Any = one.on_flush if isinstance(record, FlushRecord) else one.on_scope
+        if call is not None:
+            try:
+                call(record)
+            except Exception:
+                logger.exception("a subscriber failed")
+
+
+def contexts_of_call() -> dict[Subscription, Any]:
+    """Return what the subscribers want to keep with a command that is called now."""
+    contexts = {}
+    for one in subscriptions:
+        if one.on_call is not None:
+            try:
+                contexts[one] = one.on_call()
+            except Exception:
+                logger.exception("a subscriber failed")
+    return contexts
+
+
+def log(record: FlushRecord) -> None:
+    """Log a flush at level DEBUG, by the logger `autobatch.report`: `subscribe(log)`."""
+    logger.debug("%s", record)
+
+
+class Ring:
+    """The records of the last flushes, for as long as it is subscribed."""
+
+    def __init__(self, limit: int = 100) -> None:
+        """Start to keep the last `limit` records."""
+        self._records: collections.deque[FlushRecord] = collections.deque(maxlen=limit)
+        self._subscription = subscribe(self._records.append)
+
+    def records(self) -> list[FlushRecord]:
+        """Return them, the oldest first."""
+        return list(self._records)
+
+    def cancel(self) -> None:
+        """Keep what is there, and hear of nothing any more."""
+        self._subscription.cancel()
+
+
+_SHOWN = 10
+_KEPT = 1000

@@ -37,7 +37,7 @@ from autobatch.command import Command, calling_frame
 from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
 from autobatch.future import not_ready
 from autobatch.promise import PENDING, Failure, Promise, run_all
-from autobatch.report import Stats
+from autobatch.report import Reason, Stats
 from autobatch.wire import sync
 from autobatch.wire.server import wires_of
 from autobatch.wire.tick import tick_of
@@ -151,6 +151,10 @@ class Scope(abc.ABC):
     def follow(self, promise: Promise) -> None:
         """Run the callbacks of `promise` after the flush that settles it."""
 
+    @abc.abstractmethod
+    def resent(self, promise: Promise) -> None:
+        """Note that something is sent again."""
+
     @property
     @abc.abstractmethod
     def busy(self) -> bool:
@@ -160,6 +164,8 @@ class Scope(abc.ABC):
 class OwnScope(Scope):
     """A scope with a queue of its own: the outermost one, or one that does not join."""
 
+    recorded = False
+    """Whether its flushes are recorded."""
     # Every request makes a scope: what most of them leave as it is stands here.
     closed = False
     _usual = True
@@ -211,7 +217,13 @@ class OwnScope(Scope):
             # It may have closed after the caller asked, and after its last look at the queue.
             or self.closed
         ):
-            self.flush()
+            self._overflow()
+
+    def _overflow(self) -> None:
+        self.flush()
+
+    def because(self, reason: Reason) -> None:
+        """Say why what waits is about to be sent. Only a scope that is recorded keeps it."""
 
     def add_unusual(self, entry: Entry) -> None:
         self._usual = False
@@ -274,7 +286,7 @@ class OwnScope(Scope):
             _warn_of_blocking()
         with self._flushing:
             # A function given to map() may have made it the value of another scope's Future.
-            while promise.outcome is PENDING and _whole(promise.owner) is self:
+            while promise.outcome is PENDING and whole_of(promise.owner) is self:
                 if not self._send() and promise.outcome is PENDING:
                     raise NotReady(
                         f"{promise.describe()} cannot be waited for here. Either this thread is "
@@ -519,6 +531,9 @@ class OwnScope(Scope):
         if not promise.asynchronous:  # its connection runs them as soon as its reply has landed
             self._followed.append(promise)
 
+    def resent(self, promise: Promise) -> None:
+        pass  # a scope that is recorded counts it
+
     def discard(self) -> None:
         for command in commands_of(self._take()):
             command.drop("its scope was discarded")
@@ -633,15 +648,6 @@ def dispatch_stray() -> None:
             stray.dispatch()
 
 
-def stray_scope(loop: asyncio.AbstractEventLoop) -> StrayScope:
-    """Return the scope of what is called outside any scope in a loop."""
-    tick = tick_of(loop)
-    if tick.stray is None:
-        tick.stray = StrayScope(loop)
-    stray: StrayScope = tick.stray
-    return stray
-
-
 def _report_stray(loop: asyncio.AbstractEventLoop, failure: Failure) -> None:
     if loop.is_closed():
         log_unseen([failure], "an event loop that has ended")
@@ -677,7 +683,7 @@ def _drop(batch: Batch, error: BaseException) -> None:
         command.run_callbacks()
 
 
-def _whole(owner: Any) -> Any:
+def whole_of(owner: Any) -> Any:
     """Return the scope that a block is a part of."""
     while isinstance(owner, Scope) and owner.parent is not None:
         owner = owner.parent
@@ -717,8 +723,9 @@ async def aflush() -> None:
     Raises:
         NotReady: inside an atomic block.
     """
-    scope = open_scope() or stray_scope(asyncio.get_running_loop())
-    await scope.aflush()
+    scope = open_scope() or tick_of(asyncio.get_running_loop()).stray
+    if scope is not None:
+        await scope.aflush()
 
 
 def step_aside() -> None:

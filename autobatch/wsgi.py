@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from autobatch.promise import printable
+from autobatch.recording import own_scope
+from autobatch.report import Reason
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -61,7 +63,8 @@ class BatchMiddleware:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         step_aside()
-        environ[_MARK] = own = OwnScope(self._max_commands, self._max_bytes)
+        own = own_scope(_name_of, environ, self._max_commands, self._max_bytes)
+        environ[_MARK] = own
         ambient.set(own)  # in the request's own context, which ends with it
         try:
             body = self.app(environ, start_response)
@@ -71,6 +74,7 @@ class BatchMiddleware:
         if _is_complete(body, environ):
             failures = own.close()
         else:
+            own.because(Reason.RESPONSE)
             own.flush()
             failures = own.unseen()
         if failures:
@@ -83,8 +87,11 @@ class BatchMiddleware:
             surface(failures + own.close())
         if own.closed:
             return body
-        name = printable(f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}")
-        return _Body(body, context, own, name)
+        return _Body(body, context, own, _name_of(environ))
+
+
+def _name_of(environ: WSGIEnvironment) -> str:
+    return printable(f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}")
 
 
 def _is_complete(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
@@ -137,6 +144,7 @@ class _Body:
         return chunk
 
     def _flush(self) -> None:
+        self._own.because(Reason.RESPONSE)
         self._own.step_aside()
         if self._started:
             log_unseen(self._own.unseen(), self._name)

@@ -37,6 +37,7 @@ ORDER = [
     "wire.cluster_mux",
     "scope",
     "block",
+    "recording",
     "boundary",
     "aside",
     "funnel",

@@ -28,7 +28,16 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from autobatch.batch import EVERYTHING, Batch, Entry, Transaction, commands_of, copy_of, reason_of
+from autobatch.batch import (
+    EVERYTHING,
+    Batch,
+    Entry,
+    Transaction,
+    commands_of,
+    copy_of,
+    reason_of,
+    resend,
+)
 from autobatch.command import Command, PinnedCommand, Script
 from autobatch.keys import ONE_KEY, keys_of
 from autobatch.promise import PENDING
@@ -626,6 +635,7 @@ class Wire:
             while left := recovery.take():
                 self._catch_up(left)
                 divided, stranded = self.router.divide_again(left)
+                resend(one.entry for one in left)
                 flights = [sync.Flight(self._part(*one)) for one in divided]
                 try:
                     sync.fly(flights)

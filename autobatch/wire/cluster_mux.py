@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException
 
-from autobatch.batch import Batch, Entry, commands_of
+from autobatch.batch import Batch, Entry, commands_of, resend
 from autobatch.command import Command, Script
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.promise import PENDING, Failure
@@ -425,6 +425,7 @@ class _Home:
 
     async def _send_once_more(self, rescue: _Rescue, left: list[Leftover]) -> None:
         divided, stranded = self._router.divide_again(left)
+        resend(one.entry for one in left if one.cause is not None)
         for entry, cause in stranded:
             rescue.recovery.add(entry, cause)
         arrivals = []

@@ -19,7 +19,7 @@ from typing import Any
 import redis
 from redis.asyncio import ConnectionPool
 
-from autobatch.batch import EVERYTHING, Batch, Written
+from autobatch.batch import EVERYTHING, Batch, Written, resend
 from autobatch.command import Command, Script
 from autobatch.promise import PENDING, Failure, run_all
 from autobatch.wire import connection as greeted
@@ -531,6 +531,7 @@ class Link:
             if flight.batch.entries and not divided:
                 flight.prepare()
                 left.append(flight)
+                resend(flight.batch.entries)
             flight.land()
         self._waiting.extendleft(reversed(left))
 

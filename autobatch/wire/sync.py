@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis.connection import ConnectionPool
 
-from autobatch.batch import EVERYTHING, Batch
+from autobatch.batch import EVERYTHING, Batch, resend
 from autobatch.command import Command, Script
 from autobatch.promise import Failure
 from autobatch.wire import connection as link
@@ -297,6 +297,7 @@ def _send_again(flight: Flight) -> int:
             first, failure = failure, None
             raise first
         attempts += 1
+        resend(batch.entries)
         again = Flight(batch)
         try:
             fly([again])
