@@ -608,6 +608,35 @@ async def test_what_comes_later_does_not_overtake_what_is_on_its_way_to_the_old_
 
 
 @in_loop
+@pytest.mark.parametrize("retry_writes", [False, True], ids=["a read", "a write"])
+async def test_what_was_not_written_yet_does_not_overtake_what_a_broken_connection_has_lost(
+    cluster, retry_writes
+):
+    """The node takes no more, so what is called last waits when the connection breaks."""
+    first = cluster.primaries[0]
+    slow, other = f"{TAGS[0]}:list", f"{TAGS[2]}:nothing"
+    cluster.node(first).rpush(slow, "old")
+    async with connected(cluster, retry_writes=retry_writes) as client:
+        hold = HoldRequests()
+        cluster.proxies[first].arm(hold)
+        async with autobatch.batch():
+            lost = client.rpush(slow, "lost") if retry_writes else client.lrange(slow, 0, -1)
+            await client.get(other)
+            filler = client.set(f"{TAGS[0]}:filler", bytes(30_000_000))
+            await client.get(other)
+            late = client.rpush(slow, "late")
+            await client.get(other)
+            await happened(hold.requested)
+            await asyncio.to_thread(cluster.proxies[first].disconnect)
+            with contextlib.suppress(OutcomeUnknown):
+                await filler
+            expected: tuple[Any, int] = (2, 3) if retry_writes else (["old"], 2)
+            assert (await lost, await late) == expected
+        kept = ["old", "lost", "late"] if retry_writes else ["old", "late"]
+        assert await client.lrange(slow, 0, -1) == kept
+
+
+@in_loop
 async def test_a_node_that_does_not_answer_holds_up_nothing_of_other_nodes(cluster):
     """Two slots have moved away from one node, one of them to a node that is silent."""
     first, _, third = cluster.primaries

@@ -521,6 +521,7 @@ class Link:
         """Queue what is left of some flights, ahead of what waits."""
         retries = self._retries
         left = []
+        came_back = False
         for flight in flights:
             flight.attempts += 1
             divided = flight.batch.divided
@@ -528,11 +529,18 @@ class Link:
                 divided or flight.attempts > retries >= 0 or self._closing
             ):
                 flight.batch.hand_back(cause)
+            came_back = came_back or (divided and bool(flight.batch.entries))
             if flight.batch.entries and not divided:
                 flight.prepare()
                 left.append(flight)
                 resend(flight.batch.entries)
             flight.land()
+        if came_back and not self._closing:
+            # It is sent again by somebody else, so what waits behind it must not overtake it.
+            behind = list(self._waiting)
+            self._waiting.clear()
+            for flight in behind:
+                flight.land()
         self._waiting.extendleft(reversed(left))
 
     def _drop_connection(self) -> None:
