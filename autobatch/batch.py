@@ -265,8 +265,9 @@ class Batch:
         carried: set[str] = set()
         for entry in self.entries:
             if isinstance(entry, Transaction):
-                # What it brings along does not arrive if EXEC refuses it.
-                self._carry(entry.commands, set(carried))
+                # What it brings along does not arrive if EXEC refuses it, and what comes before it
+                # may be refused while EXEC runs it.
+                self._carry(entry.commands, set())
             else:
                 self._carry([entry], carried)
 
@@ -274,7 +275,8 @@ class Batch:
         for command in commands:
             if isinstance(command, ScriptCall):
                 digest = command.script.digest
-                args = command.args if digest in carried else command.with_source()
+                command.brings_source = digest not in carried
+                args = command.with_source() if command.brings_source else command.args
                 command.packed = self.wire.pack(args)
                 if command.well_formed:
                     carried.add(digest)

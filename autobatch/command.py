@@ -397,11 +397,13 @@ class ScriptCall(Command):
 
     Attributes:
         script: what it calls.
+        brings_source: it was packed with the source, instead of the digest.
     """
 
-    __slots__ = ("script",)
+    __slots__ = ("brings_source", "script")
 
     script: Script
+    brings_source: bool
 
     @property
     def well_formed(self) -> bool:

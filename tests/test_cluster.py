@@ -604,6 +604,36 @@ async def test_a_registered_script_is_known_on_every_node(way, cluster, forgotte
 
 
 @both_ways
+async def test_a_script_is_known_where_the_call_that_brings_it_along_is_refused(way, cluster):
+    """The first call's slot has moved, so its node has not looked at the source."""
+    client = await way.client()
+    stays = next(k for k in MANY if cluster.owner(slot_of(k)) == cluster.primaries[0] and k != A)
+    script = client.register_script(INCREMENT)
+    target = cluster.primaries[1]
+    await way.in_background(lambda: cluster.migrate_slot(slot_of(A), target))
+    async with way.batch():
+        values = [script(keys=[key], args=[1]) for key in (A, stays, A, stays)]
+        values += [client.incr(A), client.incr(B)]
+        read = client.get(stays)
+        assert await way.look_at_all(values) == [1, 1, 2, 2, 3, 1]
+        assert await way.look(read) == "2"
+
+
+@both_ways
+async def test_a_block_brings_its_script_along_if_a_call_in_front_of_it_is_refused(way, cluster):
+    client = await way.client()
+    stays = next(k for k in MANY if cluster.owner(slot_of(k)) == cluster.primaries[0] and k != A)
+    script = client.register_script(INCREMENT)
+    target = cluster.primaries[1]
+    await way.in_background(lambda: cluster.migrate_slot(slot_of(A), target))
+    async with way.batch():
+        values = [script(keys=[A], args=[1])]
+        async with way.batch(atomic=True):
+            values += [script(keys=[stays], args=[1]), client.incr(stays)]
+        assert await way.look_at_all(values) == [1, 1, 2]
+
+
+@both_ways
 async def test_a_digest_of_an_unknown_source_runs_at_once(way, cluster):
     client = await way.client()
     async with way.batch():

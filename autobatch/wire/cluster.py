@@ -23,6 +23,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MovedError,
+    NoScriptError,
     RedisClusterException,
     SlotNotCoveredError,
     TryAgainError,
@@ -38,7 +39,7 @@ from autobatch.batch import (
     reason_of,
     resend,
 )
-from autobatch.command import Command, PinnedCommand, Script
+from autobatch.command import Command, PinnedCommand, Script, ScriptCall
 from autobatch.keys import ONE_KEY, keys_of
 from autobatch.promise import PENDING
 from autobatch.wire import connection as greeted
@@ -48,8 +49,14 @@ from autobatch.wire.server import wires_of
 # Commands that have no key and yet are routed by an argument, as redis-py does.
 _LIKE_KEYS = frozenset({"PUBLISH"})
 # With these a node says that it has not run the command, and that it can run elsewhere or later.
-NOT_HERE = (MovedError, AskError, TryAgainError, ClusterDownError, BusyLoadingError)
-_NO_NEWS = (AskError, TryAgainError)  # of the map of the slots
+NOT_HERE: tuple[type[Exception], ...] = (
+    MovedError,
+    AskError,
+    TryAgainError,
+    ClusterDownError,
+    BusyLoadingError,
+)
+_NO_NEWS = (AskError, TryAgainError, NoScriptError)  # of the map of the slots
 # How often a command follows the cluster's redirections. redis-py does it as often.
 MAX_REDIRECTIONS = 16
 _TRY_AGAIN_PAUSE = 0.05  # seconds, as redis-py's
@@ -282,7 +289,10 @@ def _not_here(entry: Entry, replies: Sequence[Any]) -> BaseException | None:
         alone = isinstance(replies[0], Exception)  # MULTI was refused, so some ran by themselves
         if alone or not isinstance(replies[-1], Exception):  # or EXEC has run it
             return None
-    return next((reply for reply in replies if isinstance(reply, NOT_HERE)), None)
+    kinds: tuple[type[Exception], ...] = NOT_HERE
+    if isinstance(entry, ScriptCall) and not entry.brings_source:
+        kinds = (*NOT_HERE, NoScriptError)  # what brings it along was not run here
+    return next((reply for reply in replies if isinstance(reply, kinds)), None)
 
 
 class Router:
@@ -534,7 +544,7 @@ class Recovery:
         one = self._left.setdefault(entry, Leftover(entry))
         one.cause = cause
         one.sent = one.sent or sent
-        if isinstance(cause, (AskError, TryAgainError)):  # and MOVED, which is a kind of ASK
+        if isinstance(cause, _NO_NEWS):  # and MOVED, which is a kind of ASK
             one.redirections += 1
         elif cause is not None:
             one.failures += 1
