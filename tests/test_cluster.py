@@ -291,6 +291,18 @@ async def test_a_command_goes_where_its_keys_are(way, cluster, call):
     assert len(cluster.proxies[owner].command_names) == 1
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@both_ways
+async def test_a_key_is_where_its_bytes_on_the_wire_are(way, cluster, encoding):
+    """Synchronous connections write UTF-8 through hiredis, whatever the client reads."""
+    client = await way.client(encoding=encoding, encoding_errors="replace", decode_responses=False)
+    async with way.batch() as scope:
+        values = [client.set(f"é{number}", number) for number in range(9)]
+        assert await way.look_at_all(values) == [True] * 9
+        assert scope.stats.round_trips == 1
+    assert counted(cluster, "SET") == [9]
+
+
 def described(value: Any) -> Any:
     return told(value) if isinstance(value, Exception) else value
 

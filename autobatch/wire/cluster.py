@@ -302,9 +302,10 @@ class Router:
         client: redis-py's client of the cluster, synchronous or asyncio: it has the topology.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, encoder: Any = None) -> None:
+        """Route the commands of `client`; `encoder` is of what is written, if not the client's."""
         self.client = client
-        encoder = client.encoder
+        encoder = encoder or client.encoder
         self._encode = encoder.encode
         utf8 = (
             codecs.lookup(encoder.encoding).name == "utf-8" and encoder.encoding_errors == "strict"
@@ -606,8 +607,8 @@ class Wire:
 
     def __init__(self, client: Any, *, retry_writes: bool = False) -> None:
         self.retry_writes = retry_writes
-        self.router = Router(client)
         pool = client.get_redis_connection(client.get_default_node()).connection_pool
+        self.router = Router(client, greeted.encoder_of(pool))
         self.pack, self.pack_fast = greeted.packers(pool)
         encoder = client.encoder
         self.decodes: bool = encoder.decode_responses

@@ -82,6 +82,14 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
     return pack, pack
 
 
+def encoder_of(pool: Any) -> Any:
+    """Return the encoder of what synchronous connections of `pool` write: see `packers`."""
+    encoder = pool.get_encoder()
+    if hiredis is None or pool.connection_kwargs.get("command_packer") is not None:
+        return encoder
+    return type(encoder)("utf-8", "strict", encoder.decode_responses)
+
+
 # What hiredis packs without harm. It ignores the steps of a memoryview, so it reads beyond its
 # buffer, and integers that Python refuses to print crash it.
 PACKED_FAST = frozenset({str, bytes, float})
