@@ -827,6 +827,28 @@ async def test_a_transaction_is_asked_for_as_a_whole(way, cluster, half_moved):
 
 
 @both_ways
+async def test_a_node_that_the_map_does_not_name_yet_is_asked_on_one_connection(way, cluster):
+    """It is new, and its first slot is on its way to it; closing the client closes that, too."""
+    client = await way.client(reinitialize_steps=1)
+    new = await way.in_background(cluster.add_node)
+    slot, home = slot_of(A), cluster.owner(slot_of(A))
+    await way.in_background(lambda: cluster.begin_migration(slot, new))
+    async with way.batch():
+        assert await way.look_at_all([client.incr(A), client.incr(A)]) == [1, 2]
+    await way.in_background(lambda: cluster.end_migration(slot, new))
+    async with way.batch():
+        assert await way.look(client.incr(A)) == 3  # which asks for the map
+    async with way.batch():
+        assert await way.look(client.incr(A)) == 4
+    assert client.get_node_from_key(A).port == new
+    await way.in_background(lambda: eventually(lambda: len(cluster.proxies[new].links) == 1))
+    await way._close(client)
+    await way.in_background(lambda: eventually(lambda: not cluster.proxies[new].links))
+    await way.in_background(lambda: cluster.migrate_slot(slot, home))
+    await way.in_background(lambda: cluster.remove_node(new))
+
+
+@both_ways
 async def test_keys_on_both_sides_are_tried_again_until_they_are_together(way, cluster, half_moved):
     source, target = half_moved
     client = await way.client()

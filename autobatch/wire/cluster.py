@@ -311,7 +311,6 @@ class Router:
             codecs.lookup(encoder.encoding).name == "utf-8" and encoder.encoding_errors == "strict"
         )
         self._encode_text: Callable[[Any], bytes] = str.encode if utf8 else encoder.encode
-        self._newcomers: dict[tuple[str, int], Any] = {}
 
     def slot_of_key(self, key: Any) -> int:
         """Return the slot of a key."""
@@ -515,15 +514,15 @@ class Router:
         manager = self.client.nodes_manager
         node = manager.get_node(host=ask.host, port=ask.port)
         if node is None:
-            # It is new: the map of the slots names it when its first slot has arrived.
-            address = ask.host, ask.port
-            if address not in self._newcomers:
-                self._newcomers[address] = (
-                    redis.cluster.ClusterNode(*address)
-                    if isinstance(self.client, redis.RedisCluster)
-                    else redis.asyncio.cluster.ClusterNode(*address, **manager.connection_kwargs)
+            # It is new: the map of the slots names it when its first slot has arrived. redis-py
+            # makes one that MOVED tells of known in the same way, and closes its connections.
+            if isinstance(self.client, redis.RedisCluster):
+                node = redis.cluster.ClusterNode(ask.host, ask.port, redis.cluster.PRIMARY)
+            else:
+                node = redis.asyncio.cluster.ClusterNode(
+                    ask.host, ask.port, redis.cluster.PRIMARY, **manager.connection_kwargs
                 )
-            node = self._newcomers[address]
+            manager.nodes_cache = {**manager.nodes_cache, node.name: node}
         return node
 
 
