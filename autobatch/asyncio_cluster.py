@@ -83,9 +83,14 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
             return self._when_initialized(args, options)
         return self._queue_routed(scope, args, options)
 
+    async def initialize(self, *args: Any, **kwargs: Any) -> Any:
+        """Look at the cluster, if need be, as redis-py's client does."""
+        async with self._wire.looking():
+            return await super().initialize(*args, **kwargs)
+
     async def _when_initialized(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # The first call of all, of a command that goes to certain nodes: which are there?
-        await self.initialize()
+        await self._wire.initialize()
         return await self.execute_command(*args, **options)
 
     async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -100,7 +105,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
             if not isinstance(scope, StrayScope):
                 await scope.astep_aside()
             return await super(Funnel, self).execute_command(*call.args, **call.options)
-        await self.initialize()
+        await self._wire.initialize()
         call.place(await self._determine_slot(*call.args))
         return await self._queue_call(scope, call)
 
@@ -121,7 +126,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
         if not isinstance(scope, StrayScope):
             await scope.astep_aside()
         await astep_aside(self.root)
-        await self.initialize()
+        await self._wire.initialize()
         call = Call(self, args, options)
         commands = call.commands(None)
         began = time.perf_counter()
@@ -180,5 +185,5 @@ class EagerRedisCluster(RedisCluster):
         if scope is not None:
             await scope.astep_aside()
         if not self.nodes_manager.slots_cache and needs_nodes(self, args, options):
-            await self._wire.router.client.initialize()
+            await self._wire.initialize()
         return await self._queue_routed(stray_scope(asyncio.get_running_loop()), args, options)

@@ -1200,6 +1200,26 @@ def test_a_client_serves_one_event_loop_after_the_other(cluster):
     assert values_of(cluster, "left at the end") == ["3"]
 
 
+def test_a_closed_client_may_begin_again_in_another_event_loop(cluster):
+    """With several calls that all need to know the cluster first."""
+    client = autobatch.asyncio.RedisCluster(host=HOST, port=cluster.primaries[0])
+
+    async def run():
+        calls = client.incr(A), client.cluster_info(), client.blpop(B, timeout=0.01)
+        async with client:
+            await client.get(C)
+        return await asyncio.gather(*calls, client.dbsize(target_nodes="primaries"))
+
+    async def run_and_close():
+        result = await run()
+        await client.aclose()
+        return result
+
+    for expected in (1, 2, 3):
+        value, *_ = asyncio.run(tidy(run_and_close()))
+        assert value == expected
+
+
 def test_the_cluster_is_looked_at_again_in_another_event_loop(cluster):
     """redis-py asks on connections of its own, which must not be those of the first loop."""
     client = autobatch.asyncio.RedisCluster(host=HOST, port=cluster.primaries[0])

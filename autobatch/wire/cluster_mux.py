@@ -111,7 +111,7 @@ class Wire:
             await asyncio.sleep(pause)
         moved, lost = self.router.news(left)
         try:
-            await client.initialize()
+            await self.initialize()
             if lost:
                 await self._home().refresh()
         except (redis.RedisError, RedisClusterException, OSError) as error:
@@ -125,6 +125,19 @@ class Wire:
                     await patching
         self._home().learn()
         return []
+
+    async def initialize(self) -> None:
+        """Let redis-py look at the cluster, if it has not yet."""
+        client = self.router.client
+        if client.nodes_manager.default_node is None:
+            await client.initialize()
+
+    def looking(self) -> asyncio.Lock:
+        """Return what to hold while redis-py looks at the cluster.
+
+        Who waits for a lock of redis-py's binds it to the running loop, for good. Nobody needs to.
+        """
+        return self._home().looking
 
     async def landed(self) -> None:
         """Wait until everything that was handed over by now in the running loop has landed."""
@@ -268,7 +281,7 @@ class _Home:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsent = Unsent(self._router)
         self._map: object = None
-        self._refreshing = asyncio.Lock()
+        self.looking = asyncio.Lock()
         self._refreshed = 0
         self._ended = False
         # As a shared connection's home does, it hears so that the loop ends.
@@ -338,7 +351,7 @@ class _Home:
     async def refresh(self) -> None:
         """Ask for the whole map, unless somebody else has asked since this was called."""
         refreshed = self._refreshed
-        async with self._refreshing:
+        async with self.looking:
             if self._refreshed == refreshed:
                 await self._router.client.nodes_manager.initialize()
                 self._refreshed += 1
