@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import redis
+from redis.client import CaseInsensitiveDict
 from redis.exceptions import RedisClusterException
 
 from autobatch import report
@@ -308,12 +309,14 @@ class RedisCluster(Clustered, redis.RedisCluster):
     @functools.cached_property
     def response_callbacks(self) -> dict[str, Callable[..., Any]]:
         """What makes values of replies, by command: a node's own, then the cluster's."""
-        node = self.get_redis_connection(self.get_default_node())
-        callbacks = dict(node.response_callbacks)
-        for name, last in self.cluster_response_callbacks.items():
-            first = callbacks.get(name)
-            callbacks[name] = last if first is None else _one_after_the_other(first, last)
-        return callbacks
+        root = self.root
+        callbacks = root.cluster_response_callbacks
+        if not isinstance(callbacks, _Callbacks):
+            node = self.get_redis_connection(self.get_default_node())
+            callbacks = _Callbacks(callbacks, node.response_callbacks)
+            root.cluster_response_callbacks = callbacks
+        self.cluster_response_callbacks = callbacks
+        return callbacks.all
 
     @property
     def eager(self) -> RedisCluster:
@@ -382,8 +385,8 @@ class RedisCluster(Clustered, redis.RedisCluster):
     if not TYPE_CHECKING:
 
         def set_response_callback(self, command, callback):
+            _ = self.response_callbacks  # so that the other views hear of it
             super().set_response_callback(command, callback)
-            self.__dict__.pop("response_callbacks", None)
 
         def register_script(self, script):
             self._know_script(script)
@@ -427,6 +430,25 @@ class EagerRedisCluster(RedisCluster):
         step_aside()
         ready = [Call(self, args, {}).commands(None) for args in calls]
         return [value for (value,) in self._run_together(ready)]
+
+
+class _Callbacks(CaseInsensitiveDict):
+    """redis-py's response callbacks of a cluster; all views of its client hear of a new one.
+
+    Attributes:
+        all: those of the nodes, followed by these.
+    """
+
+    def __init__(self, callbacks: dict[str, Any], of_nodes: dict[str, Any]) -> None:
+        self._of_nodes = of_nodes
+        self.all: dict[str, Callable[..., Any]] = dict(of_nodes)
+        super().__init__(callbacks)
+
+    def __setitem__(self, name: str, callback: Any) -> None:
+        super().__setitem__(name, callback)
+        first = self._of_nodes.get(name)
+        last = callback if first is None else _one_after_the_other(first, callback)
+        self.all[name.upper()] = last
 
 
 def _one_after_the_other(first: Callable[..., Any], last: Callable[..., Any]) -> Callable[..., Any]:

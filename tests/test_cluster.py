@@ -1121,6 +1121,20 @@ async def test_wrap_shares_what_the_client_has(way, cluster):
 
 
 @both_ways
+async def test_all_views_of_a_client_hear_of_a_new_response_callback(way, cluster):
+    wrapped = await way.plain()
+    client = autobatch.wrap(wrapped)
+    eager = client.eager
+    await way.look(eager.incr(A))
+    for setter in (wrapped, client, eager):
+        setter.set_response_callback("GET", lambda reply, said=setter: (said, reply))
+        async with way.batch():
+            assert await way.look(client.get(A)) == (setter, "1")
+        assert await way.look(eager.get(A)) == (setter, "1")
+        assert await way.look(wrapped.get(A)) == (setter, "1")
+
+
+@both_ways
 async def test_wrap_of_a_client_nobody_has_used(way, cluster):
     made = way.plain_type(host=HOST, port=cluster.primaries[0], decode_responses=True)
     client = autobatch.wrap(made)
