@@ -608,6 +608,49 @@ async def test_what_comes_later_does_not_overtake_what_is_on_its_way_to_the_old_
 
 
 @in_loop
+async def test_what_comes_later_does_not_overtake_though_nobody_served_the_slot_meanwhile(cluster):
+    first, second, third = cluster.primaries
+    slot, slow, moved, other = slot_of(TAGS[0]), f"{TAGS[0]}:list", TAGS[1], f"{TAGS[2]}:nothing"
+
+    def tell(port: int, *words: object) -> None:
+        with contextlib.suppress(redis.ResponseError):  # a node may have heard of it already
+            cluster.node(port).execute_command("CLUSTER", *words)
+
+    def take_away() -> None:
+        for port in cluster.ports:
+            cluster.node(port).config_set("cluster-require-full-coverage", "no")
+            tell(port, "DELSLOTS", slot)
+
+    def give_to_second() -> None:
+        tell(second, "ADDSLOTS", slot)
+        name = cluster.node(second).execute_command("CLUSTER MYID")
+        for port in (first, third):
+            tell(port, "SETSLOT", slot, "NODE", name)
+
+    kwargs = {"reinitialize_steps": 1, "require_full_coverage": False}
+    async with connected(cluster, **kwargs) as client:
+        hold = HoldRequests()
+        cluster.proxies[first].arm(hold)
+        async with autobatch.batch():
+            early = client.rpush(slow, "early")
+            await client.get(other)
+            await happened(hold.requested)
+            await move(cluster, moved, third)
+            await asyncio.to_thread(take_away)
+            await client.get(f"{moved}:nothing")  # so the client asks for the whole map
+            assert slot not in client.nodes_manager.slots_cache
+            late = client.rpush(slow, "late")
+            await client.get(other)
+            await asyncio.to_thread(give_to_second)
+            await client.nodes_manager.initialize()
+            client.get(f"{TAGS[4]}:nothing")
+            await client.get(other)
+            assert client.get_node_from_key(slow).port == second
+            hold.released.set()
+            assert (await early, await late) == (1, 2)
+
+
+@in_loop
 @pytest.mark.parametrize("retry_writes", [False, True], ids=["a read", "a write"])
 async def test_what_was_not_written_yet_does_not_overtake_what_a_broken_connection_has_lost(
     cluster, retry_writes

@@ -369,7 +369,11 @@ class _Home:
                 slot = self._router.slot_of(entry)
                 nodes = [node.name for node in slots_cache.get(slot, ())]
                 served = nodes if entry.read_only else nodes[:1]
-                if nodes and part.node.name not in served and slot not in self._rescues:
+                if (
+                    slot is not None
+                    and part.node.name not in served  # perhaps nobody serves it for a moment
+                    and slot not in self._rescues
+                ):
                     rescue = self._rescue_from(part.wire)
                     rescue.troubled.add(part.wire)
                     rescue.places.add(slot)
