@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import redis
@@ -185,10 +185,7 @@ class Batch:
         """Settle every command with its reply. A callback that raises fails its own alone."""
         entries, self.entries = self.entries, []
         if not self.usual:
-            position = 0
-            for entry in entries:
-                _settle(entry, replies, position)
-                position += entry.reply_count
+            run_all(lambda one: _settle(one[0], replies, one[1]), places_of(entries))
             return
         settling = zip(entries, replies, strict=True)
         try:
@@ -371,6 +368,14 @@ def resend(entries: Iterable[Entry]) -> None:
     """Tell the scopes of some entries that these are sent again."""
     for command in commands_of(list(entries)):
         command.owner.resent(command)
+
+
+def places_of(entries: list[Entry]) -> Iterator[tuple[Entry, int]]:
+    """Yield each entry with the place of its first reply."""
+    position = 0
+    for entry in entries:
+        yield entry, position
+        position += entry.reply_count
 
 
 def commands_of(entries: list[Entry]) -> list[Command]:

@@ -965,6 +965,25 @@ async def test_a_read_whose_reply_was_lost_is_sent_again(way, cluster):
     assert [cluster.proxies[p].command_names.count("GET") for p in cluster.primaries] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("first_call", ["PING", "GET"], ids=["unusual", "moved"])
+def test_a_callback_that_is_interrupted_leaves_no_future_open(cluster, first_call):
+    """Neither of its node, nor of another one, nor what would have been sent again."""
+    stays = next(k for k in MANY if cluster.owner(slot_of(k)) == cluster.primaries[0] and k != A)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with autobatch.RedisCluster(host=HOST, port=cluster.primaries[0]) as client:
+        client.set_response_callback("PTTL", interrupt)
+        if first_call == "GET":
+            cluster.migrate_slot(slot_of(A), cluster.primaries[1])
+        with pytest.raises(KeyboardInterrupt), autobatch.batch():
+            futures = [client.get(A) if first_call == "GET" else client.ping()]
+            futures += [client.pttl(stays), client.incr(stays), client.incr(B), client.incr(C)]
+        assert [future.done() for future in futures] == [True] * 5
+    assert values_of(cluster, stays, B, C) == ["1", "1", "1"]
+
+
 @both_ways
 async def test_an_unseen_error_surfaces_at_the_end_of_the_scope(way, cluster):
     """The first in the program's order, whichever node is faster."""

@@ -36,12 +36,13 @@ from autobatch.batch import (
     Transaction,
     commands_of,
     copy_of,
+    places_of,
     reason_of,
     resend,
 )
 from autobatch.command import Command, PinnedCommand, Script, ScriptCall
 from autobatch.keys import ONE_KEY, keys_of
-from autobatch.promise import PENDING
+from autobatch.promise import PENDING, run_all
 from autobatch.wire import connection as greeted
 from autobatch.wire import sync
 from autobatch.wire.server import wires_of
@@ -194,10 +195,10 @@ class Part(Batch):
             super().settle(replies)
             return
         entries, self.entries = self.entries, []
-        position = 0
-        for entry in entries:
-            self._settle(entry, replies[position : position + entry.reply_count])
-            position += entry.reply_count
+        run_all(
+            lambda one: self._settle(one[0], replies[one[1] : one[1] + one[0].reply_count]),
+            places_of(entries),
+        )
 
     def abort(
         self,
@@ -650,10 +651,11 @@ class Wire:
                 try:
                     sync.fly(flights)
                 finally:
-                    for flight in flights:
-                        flight.land()
-                    recovery.settled()
-                    recovery.collect([flight.batch for flight in flights])  # type: ignore[misc]
+                    try:
+                        run_all(sync.Flight.land, flights)
+                    finally:
+                        recovery.settled()
+                        recovery.collect([flight.batch for flight in flights])  # type: ignore[misc]
                 for entry, cause in stranded:
                     recovery.add(entry, cause)
                 round_trips += 1

@@ -12,7 +12,7 @@ from redis.connection import ConnectionPool
 
 from autobatch.batch import EVERYTHING, Batch, resend
 from autobatch.command import Command, Script
-from autobatch.promise import Failure
+from autobatch.promise import Failure, run_all
 from autobatch.wire import connection as link
 from autobatch.wire.server import demotion, follows_primary, server_of
 
@@ -238,11 +238,10 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
             flight.land()
             flight.batch.give_up(error)
         raise
-    for flight in flights:
-        flight.land()
     round_trips = 1
     exchanges = len(flights)
     try:
+        run_all(Flight.land, flights)
         for wire, own in journeys:
             for flight in own:
                 if flight.batch.entries:
@@ -250,7 +249,7 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
                     round_trips += waits
                     exchanges += more
                     break
-    except BaseException as error:  # what is left of the others will not be sent again either
+    except BaseException as error:  # what is left will not be sent again
         for flight in flights:
             flight.batch.give_up(error)
         raise
