@@ -36,9 +36,10 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Random programs under random faults, held against a model: ARGS="--minutes 1 --seed 7".
+# Random programs under random faults, held against a model: ARGS="--minutes 1 --seed 7". With
+# CLUSTER=1 a cluster under load, while slots move, nodes fail and connections break.
 soak: $(VENV)/ready
-	$(BIN)/python -m soak $(ARGS)
+	$(BIN)/python -m soak$(if $(CLUSTER),.cluster) $(ARGS)
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --group bench
