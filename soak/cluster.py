@@ -454,6 +454,7 @@ def a_node_comes_and_goes(cluster: Cluster, load: Load) -> None:
     new = cluster.add_node()
     for target in (new, home):
         move_slowly(cluster, load, slot_of(tag), target)
+    load.advance(2 * len(load.rounds))  # then nothing is on its way to it any more
     cluster.remove_node(new)
     load.events["nodes added and removed"] += 1
     load.advance()
