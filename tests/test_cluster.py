@@ -984,6 +984,22 @@ def test_a_callback_that_is_interrupted_leaves_no_future_open(cluster, first_cal
     assert values_of(cluster, stays, B, C) == ["1", "1", "1"]
 
 
+def test_a_pool_that_has_no_connection_left_is_no_reason_to_ask_for_the_map(cluster):
+    """Nothing is wrong with the node; redis-py does not ask either."""
+    options = {"max_connections": 1, "retry": _retry(3)}
+    with autobatch.RedisCluster(host=HOST, port=cluster.primaries[0], **options) as client:
+        pool = client.get_redis_connection(client.get_node_from_key(A)).connection_pool
+        held = pool.get_connection()
+        cluster.reset_counts()
+        with autobatch.batch():
+            refused, other = client.incr(A), client.incr(B)
+            assert isinstance(refused.exception(), NotSent)
+            assert other == 1
+        pool.release(held)
+        assert client.incr(A) == 1
+    assert counted(cluster, "CLUSTER") == [0]
+
+
 @both_ways
 async def test_an_unseen_error_surfaces_at_the_end_of_the_scope(way, cluster):
     """The first in the program's order, whichever node is faster."""

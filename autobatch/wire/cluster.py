@@ -22,6 +22,7 @@ from redis.exceptions import (
     AskError,
     BusyLoadingError,
     ClusterDownError,
+    MaxConnectionsError,
     MovedError,
     NoScriptError,
     RedisClusterException,
@@ -57,7 +58,8 @@ NOT_HERE: tuple[type[Exception], ...] = (
     ClusterDownError,
     BusyLoadingError,
 )
-_NO_NEWS = (AskError, TryAgainError, NoScriptError)  # of the map of the slots
+_ELSEWHERE = (AskError, TryAgainError, NoScriptError)  # and MOVED, which is a kind of ASK
+_NO_NEWS = (*_ELSEWHERE, MaxConnectionsError)  # of the map of the slots
 # How often a command follows the cluster's redirections. redis-py does it as often.
 MAX_REDIRECTIONS = 16
 _TRY_AGAIN_PAUSE = 0.05  # seconds, as redis-py's
@@ -545,7 +547,7 @@ class Recovery:
         one = self._left.setdefault(entry, Leftover(entry))
         one.cause = cause
         one.sent = one.sent or sent
-        if isinstance(cause, _NO_NEWS):  # and MOVED, which is a kind of ASK
+        if isinstance(cause, _ELSEWHERE):
             one.redirections += 1
         elif cause is not None:
             one.failures += 1
