@@ -11,7 +11,7 @@ PORT ?= 8000
 ONCE ?=
 CLUSTER ?=
 
-.PHONY: run test test-core test-lowest check format soak bench examples clean
+.PHONY: run test test-core test-lowest check format soak bench examples libraries clean
 
 run: $(VENV)/ready
 	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
@@ -47,6 +47,10 @@ bench: $(VENV)/ready
 
 examples: $(VENV)/ready
 	$(BIN)/python -m pytest tests/test_examples.py $(ARGS)
+
+# What docs/libraries.md says of other libraries, from running them.
+libraries: $(VENV)/ready
+	PYTHONPATH=tests $(BIN)/python -m libraries --write
 
 clean:
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

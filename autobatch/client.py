@@ -125,7 +125,10 @@ class Redis(Funnel, redis.Redis):
 
 
 class EagerRedis(Redis):
-    """The plain view of a batching client: `client.eager`."""
+    """The plain view of a batching client: `client.eager`.
+
+    Where a library's settings take a class of clients by its name, they take this one.
+    """
 
     @property
     def eager(self) -> Redis:
@@ -133,7 +136,13 @@ class EagerRedis(Redis):
 
     @property
     def batching(self) -> Any:
-        return self._origin
+        if self._origin is not None:
+            return self._origin
+        # It was made by its constructor: no class of its own may come before Redis here.
+        batching = object.__new__(Redis)
+        batching.__dict__.update(self.__dict__)
+        batching._origin = self
+        return batching
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -49,3 +51,28 @@ def eventually(condition: Callable[[], T]) -> T:
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
     return result
+
+
+def keyspace(client: redis.Redis) -> dict[Any, Any]:
+    """Every key with its type and value, and whether it expires; read by a plain client."""
+    read: dict[str, Callable[[Any], Any]] = {
+        "string": client.get,
+        "hash": client.hgetall,
+        "list": lambda key: client.lrange(key, 0, -1),
+        "set": client.smembers,
+        "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        "stream": functools.partial(_stream, client),
+    }
+    found = {}
+    for key in sorted(client.scan_iter()):
+        kind = client.type(key)
+        kind = kind if isinstance(kind, str) else kind.decode()
+        found[key] = kind, read[kind](key), client.ttl(key) >= 0
+    return found
+
+
+def _stream(client: redis.Redis, key: Any) -> Any:
+    # Without the ids and idle times, which are the server's clock.
+    entries = [fields for _, fields in client.xrange(key)]
+    groups = [(group["name"], group["pending"]) for group in client.xinfo_groups(key)]
+    return entries, groups

@@ -89,6 +89,7 @@ ONCE = {
     "test_differential_asyncio",
     "test_gevent",
     "test_keys",
+    "test_libraries",
     "test_lifetimes",
     "test_proxy",
     "test_security",

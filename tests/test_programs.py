@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import itertools
 import threading
 import time
@@ -21,6 +20,7 @@ import pytest
 import redis
 
 import autobatch
+from common import keyspace
 from programs.cache import Cache
 from programs.job_queue import EventLog, JobQueue
 from programs.leaderboard import Leaderboard, UnknownPlayer
@@ -233,30 +233,6 @@ def run(plain, proxy):
         return Ran(autobatch.resolve(result), keyspace(plain), proxy.names)
 
     return run
-
-
-def keyspace(plain):
-    """Every key with its type and value, and whether it expires."""
-    read = {
-        "string": plain.get,
-        "hash": plain.hgetall,
-        "list": lambda key: plain.lrange(key, 0, -1),
-        "set": plain.smembers,
-        "zset": lambda key: plain.zrange(key, 0, -1, withscores=True),
-        "stream": functools.partial(_stream, plain),
-    }
-    found = {}
-    for key in sorted(plain.scan_iter()):
-        kind = plain.type(key)
-        found[key] = kind, read[kind](key), plain.ttl(key) >= 0
-    return found
-
-
-def _stream(plain, key):
-    # Without the ids and idle times, which are the server's clock.
-    entries = [fields for _, fields in plain.xrange(key)]
-    groups = [(group["name"], group["pending"]) for group in plain.xinfo_groups(key)]
-    return entries, groups
 
 
 # ---- the same, with fewer round trips ------------------------------------------------------
