@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -236,6 +237,68 @@ async def plain(client: redis.asyncio.Redis):
     except ResponseError:
         pass
 ---
+get, set_ = client.get, client.eager.set
+get("a") is None  # AB101
+set_("a", 1) is None
+value = get("a")
+type(value)  # AB102
+for value in map(client.get, "ab"):
+    value is None  # AB101
+for value in map(str, map(get, "ab")):
+    value is None
+values = list(map(get, "ab"))
+values[0] is None  # AB101
+from typing import cast
+value = cast(str, client.get("a"))
+value is None  # AB101
+cast("bytes", client.eager.get("a")) is None
+cast("str")
+---
+json.dumps(obj=client.get("a"))  # AB103
+json.dumps(dict(a=client.get("a")))  # AB103
+json.dumps(dict(a=1))
+json.loads(s=texts.get("a"))  # AB103
+re.match(pattern="a", string=texts.get("a"))  # AB103
+---
+try:
+    value: bytes = client.get("a")  # AB106
+except ResponseError:
+    pass
+def pair():
+    try:
+        return client.get("a"), 1  # AB106
+    except ResponseError:
+        pass
+def both():
+    try:
+        return {"a": client.get("a"), "b": [client.get("b")]}  # AB106
+    except ResponseError:
+        pass
+def gives():
+    try:
+        yield client.get("a")  # AB106
+    except ResponseError:
+        pass
+class Keeps:
+    def keep(self):
+        try:
+            self.value = client.get("a")  # AB106
+            self.seen = client.get("a")
+            print(self.seen)
+        except ResponseError:
+            pass
+try:
+    first, second = client.get("a"), client.get("b")  # AB106
+    third, fourth = client.get("a"), client.get("b")  # AB106
+    print(third)
+except ResponseError:
+    pass
+def chosen(key):
+    try:
+        return client.get(key) if key else None  # AB106
+    except ResponseError:
+        pass
+---
 script = client.register_script("return 1")
 script() is None  # AB101
 pattern = re.compile("a")
@@ -356,6 +419,44 @@ def not_clients(client: Pipeline, redis: dict, pipe):
 import redis
 redis.get("a") is None
 redis.exceptions.get("a") is None
+---
+import redis
+class Given:
+    def __init__(self, kept: redis.Redis, other, *, last: redis.Redis | None = None):
+        self._thing = kept
+        self.other = other
+        self.last = last
+    def load(self):
+        self.other.get("a") is None
+        self.last.get("a") is None  # AB101
+        return self._thing.get("a") is None  # AB101
+---
+import redis
+shared = redis_client = None
+other = None
+def connect():
+    global shared, redis_client
+    shared = redis.Redis()
+    redis_client = redis.Redis()
+    other = redis.Redis()
+def load():
+    other.get("a") is None
+    redis_client.get("a") is None  # AB101
+    return shared.get("a") is None  # AB101
+---
+from django.core.cache import caches
+from cachelib.redis import RedisCache
+from litestar.stores.redis import RedisStore
+import redis
+RedisCache().get("a") is None
+cache, redis_store = RedisCache(), RedisStore()
+cache.get("a") is None
+redis_cache = RedisCache()
+redis_cache.get("a") is None
+redis_store.get("a") is None
+def given(kept: RedisCache, redis_cache: RedisCache):
+    kept.get("a") is None
+    redis_cache.get("a") is None
 """
 
 
@@ -612,6 +713,35 @@ def test_what_is_fixed_does_as_it_did_without_batching(plain, client, program):
             "import autobatch.asyncio\r\n\r\nredis.get(1)  is  None ;  a=b\r\n",
             "import autobatch.asyncio\r\n\r\nautobatch.unwrap(redis.get(1))  is  None ;  a=b\r\n",
         ),
+        (
+            "import autobatch\nx = (  # a\n  redis.get(  # b\n    1,\n  )  # c\n  is None)\n",
+            (
+                "import autobatch\nx = (  # a\n  autobatch.unwrap(redis.get(  # b\n    1,\n"
+                "  ))  # c\n  is None)\n"
+            ),
+        ),
+        (
+            "import autobatch as a\ny is redis.get(1) is None is not redis.get(2)\n",
+            (
+                "import autobatch as a\n"
+                "y is a.unwrap(redis.get(1)) is None is not a.unwrap(redis.get(2))\n"
+            ),
+        ),
+        (
+            "import autobatch as a\n[v for k in ks if (v := redis.get(k)) is not None]\n",
+            "import autobatch as a\n[v for k in ks if a.unwrap((v := redis.get(k))) is not None]\n",
+        ),
+        (
+            (
+                "import autobatch as a\n"
+                "f'{0 if redis.get(1) is None else 1!r:>{5}}{redis.get(2) is None=}'"
+            ),
+            (
+                "import autobatch as a\n"
+                "f'{0 if a.unwrap(redis.get(1)) is None else 1!r:>{5}}"
+                "{a.unwrap(redis.get(2)) is None=}'"
+            ),
+        ),
     ],
 )
 def test_it_changes_nothing_else(before, after):
@@ -629,6 +759,13 @@ def test_it_changes_nothing_else(before, after):
         "import redis\ndef f(r: redis.asyncio.Redis):\n    r.get(1) is None\n",
         "try:\n    redis.get(1)\n    redis.get(2)\nexcept Exception:\n    pass\n",
         "redis.get(1) == None\n",
+        "import autobatch as ab\ndef f(ab):\n    redis.get(1) is None\n",
+        "try: pass\nexcept Exception as autobatch: pass\nredis.get(1) is None\n",
+        "match x:\n    case [*autobatch] | {**autobatch} | autobatch: pass\nredis.get(1) is None\n",
+        "redis.get(1) is None\nimport autobatch\n",  # it would be used before that
+        "redis.get(1) is None\nfrom autobatch import unwrap\n",
+        "\x0credis.get(1) is None\n",  # which libcst would lose
+        "redis.get(1) is None\r",
     ],
 )
 def test_it_leaves_alone_what_needs_a_human(source):
@@ -636,6 +773,16 @@ def test_it_leaves_alone_what_needs_a_human(source):
     from autobatch.lint.fixing import fix
 
     assert fix(source) == source
+
+
+@pytest.mark.parametrize("program", programs(BROKEN))
+def test_what_is_fixed_stays_as_it_is(program):
+    pytest.importorskip("libcst")
+    from autobatch.lint.fixing import fix
+
+    mended = fix(program, ["client"])
+    assert mended != program
+    assert fix(mended, ["client"]) == mended
 
 
 # ---- the command line ------------------------------------------------------------------
@@ -690,6 +837,55 @@ def test_what_cannot_be_read_gives_2_and_the_rest_is_still_read(folder, capsys, 
     out, err = capsys.readouterr()
     assert out.startswith("worse.py:1:1")
     assert [line.split(":")[0] for line in err.splitlines()] == ["broken.py", "missing.py"]
+
+
+def test_a_notebook_is_no_module(folder, capsys):
+    """Its JSON may well be an expression of Python, with nothing to find in it."""
+    (folder / "notebook.ipynb").write_text('{"cells": [{"source": ["redis.get(1) is None"]}]}')
+    assert main(["lint", "notebook.ipynb"]) == 2
+    assert capsys.readouterr().err.startswith("notebook.ipynb: ")
+    assert main(["lint", "."]) == 0
+
+
+def test_what_is_no_file_is_left_out_of_a_directory(folder, capsys):
+    """A lock of Emacs, a pipe: reading that fails, or never ends."""
+    (folder / "lock.py").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.py")
+    (folder / "bad.py").write_text(BAD)
+    assert main(["lint", ".", "bad.py", "./bad.py"]) == 1
+    out, err = capsys.readouterr()
+    assert (len(out.splitlines()), err) == (1, "")
+    assert main(["lint", "lock.py"]) == 2
+
+
+def test_a_link_stays_one(folder):
+    pytest.importorskip("libcst")
+    (folder / "bad.py").write_text(BAD)
+    (folder / "link.py").symlink_to("bad.py")
+    assert main(["lint", "--fix", "link.py"]) == 0
+    assert (folder / "link.py").is_symlink()
+    assert "unwrap" in (folder / "bad.py").read_text()
+
+
+def test_a_terminal_that_lacks_characters_gets_others(folder):
+    name = os.fsdecode(b"bad-\xff.py")
+    (folder / name).write_text("redis.get('é') is None\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "autobatch", "lint", "."],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert rb"`redis.get('\xe9') is None`" in done.stdout
+
+
+def test_warnings_of_the_code_are_not_its_business(folder, capsys):
+    pytest.importorskip("libcst")
+    (folder / "old.py").write_text("redis.get('\\d') is None\n")
+    assert main(["lint", "old.py"]) == 1
+    assert main(["lint", "--fix", "old.py"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("arguments", [[], ["lint"], ["nonsense"], ["lint", "--ignore", "X", "."]])
@@ -767,7 +963,48 @@ def test_flake8_gets_columns_from_zero():
     assert (line, column, text[:6], kind) == (1, 7, "AB101 ", Plugin)
 
 
+def test_flake8_itself_runs_it(folder):
+    pytest.importorskip("flake8")
+    (folder / "bad.py").write_text("x = 1; " + BAD + BAD.rstrip() + "  # noqa: AB101\n")
+    command = [sys.executable, "-m", "flake8", "--isolated", "--select", "AB", "bad.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:22], done.stderr) == (1, "bad.py:1:8: AB101 `red", "")
+    assert len(done.stdout.splitlines()) == 1
+
+
 # ---- whatever it is given --------------------------------------------------------------
+
+LARGE = {
+    "names": lambda size: "".join(f"NAME_{number} = {number}\n" for number in range(size)),
+    "elifs": lambda size: (
+        "if x: pass\n" + "".join(f"elif x == {number}: y = 1\n" for number in range(size))
+    ),
+    "entries": lambda size: f"x = [{'1, ' * size}]\n",
+    "sum": lambda size: f"x = {'1 + ' * size}1\n",
+}
+
+
+def steps_of(source):
+    """Return how many functions are called while a module is read."""
+    steps = 0
+
+    def count(*_):
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        assert len(find(source + BAD)) == 1
+    finally:
+        sys.setprofile(None)
+    return steps
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_modules_are_read_in_one_breath(name):
+    """Neither does the time grow as the square of the size, nor is the stack exhausted."""
+    assert steps_of(LARGE[name](900)) < 2.5 * steps_of(LARGE[name](450))
+
 
 LIBRARY = sorted(
     path

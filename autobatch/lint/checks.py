@@ -12,6 +12,7 @@ from autobatch.lint.functions import (
     DEEP,
     HOOKS,
     KEYWORDS,
+    NAMED,
     REAL_TYPE,
     TEXT_ONLY,
     WITH_SECOND,
@@ -69,9 +70,13 @@ class Report:
             self.arguments(node, arguments, (0,), WITH_SECOND[path])
         if path in BUFFERS:
             self.arguments(node, arguments, BUFFERS[path], "AB104")
-        deep = path in DEEP
+        deep, text_only = path in DEEP, path in TEXT_ONLY
         if path in REAL_TYPE and not (deep and not HOOKS.isdisjoint(keywords)):
-            self.arguments(node, arguments, REAL_TYPE[path], deep=deep, text_only=path in TEXT_ONLY)
+            self.arguments(node, arguments, REAL_TYPE[path], deep=deep, text_only=text_only)
+            for word in node.keywords:
+                if word.arg == NAMED.get(path, ""):
+                    value = keywords[word.arg]
+                    self._argument(node, word.value, value, deep=deep, text_only=text_only)
         if path in KEYWORDS:
             for word in node.keywords:
                 self._argument(node, word.value, keywords[word.arg])

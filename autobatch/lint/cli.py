@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pathlib
 import sys
 import tokenize
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 from autobatch.lint.finder import find
@@ -62,11 +64,15 @@ def run(options: argparse.Namespace) -> int:
             _complain(f'--fix needs libcst ({error}): pip install "redis-autobatch[lint]"')
             return _FAILED
         fix = fixed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a text may not be in its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     found: list[tuple[str, Finding]] = []
     status = _CLEAN
-    for path in _files(options.paths):
+    for path in dict.fromkeys(_files(options.paths)):
         try:
-            findings = _lint(path, options, fix)
+            with warnings.catch_warnings():  # such as of an invalid escape sequence
+                warnings.simplefilter("ignore")
+                findings = _lint(path, options, fix)
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             _complain(f"{path}: {type(error).__name__}: {error}")
             status = _FAILED
@@ -80,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
 def _lint(
     path: pathlib.Path, options: argparse.Namespace, fix: Callable[..., str] | None
 ) -> list[Finding]:
+    if path.suffix == ".ipynb":  # JSON is often Python, too
+        raise ValueError("a notebook is no module: export it as one")
     # Line ends stay as they are: a file is rewritten byte by byte, but for what is mended.
     with path.open("rb") as file:
         encoding, _ = tokenize.detect_encoding(file.readline)
@@ -108,7 +116,9 @@ def _files(paths: Iterable[str]) -> Iterator[pathlib.Path]:
                 and inside not in {"__pycache__", "node_modules"}
                 and not pathlib.Path(folder, inside, "pyvenv.cfg").exists()
             )
-            yield from (pathlib.Path(folder, file) for file in sorted(files) if file[-3:] == ".py")
+            modules = [pathlib.Path(folder, file) for file in sorted(files) if file[-3:] == ".py"]
+            # Nor can everything that is named so be read: a pipe, a link to nowhere.
+            yield from (module for module in modules if module.is_file())
 
 
 def _text(found: list[tuple[str, Finding]]) -> Iterator[str]:

@@ -26,6 +26,8 @@ _SERVERS = {"redis", "valkey"}
 _LAST_WORDS = _SERVERS | _words(
     "async cache cli client cluster conn connection db instance master replica server slave store"
 )
+# A class, if it ends in one of these: a cache or a store has a client, and is none.
+_CLASS_LAST_WORDS = _SERVERS | _words("async client cluster conn connection")
 # A function whose name begins with one of these, and goes on as above, gives a client.
 _VERBS = _words("build connect create get init make new open setup")
 # Names that are often something else: they count in modules that import something of Redis.
@@ -125,14 +127,20 @@ def is_of_library(path: str) -> bool:
 def sounds_certain(name: str) -> bool:
     """Return whether a name is a client's, whatever surrounds it."""
     words = _parts(name)
-    is_class_s = name.lstrip("_")[:1].isupper() and not name.isupper()
-    return not is_class_s and not (words and words[0] in _VERBS) and _end_well(words)
+    return not is_class_s(name) and not (words and words[0] in _VERBS) and _end_well(words)
 
 
 def sounds_like_maker(name: str) -> bool:
     """Return whether a function or class makes clients, by its name."""
     words = _parts(name)
+    if is_class_s(name) and words[-1] not in _CLASS_LAST_WORDS:
+        return False
     return _end_well(words[1:] if words and words[0] in _VERBS else words)
+
+
+def is_class_s(name: str) -> bool:
+    """Return whether a name is written as that of a class."""
+    return name.lstrip("_")[:1].isupper() and not name.isupper()
 
 
 def _end_well(words: list[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -93,8 +94,24 @@ class _Finder:
         """Walk a module, then the functions in it, which run when its names are there."""
         self._works_with_redis = any(map(clients.is_of_redis, _imported(tree)))
         self._run(tree.body)
+        for name, client in self._set_from_inside(tree):
+            self._names[name] = client
         while self._waiting:
             self._waiting.pop(0)()
+
+    def _set_from_inside(self, tree: ast.Module) -> Iterable[tuple[str, Client]]:
+        """Return the global names that functions set to a client: `global name`."""
+        for function in ast.walk(tree):
+            if not isinstance(function, Function):
+                continue
+            inside = list(ast.walk(function))
+            names = {name for node in inside if isinstance(node, ast.Global) for name in node.names}
+            for node in inside if names else ():
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                    made = self._made(node.value)
+                    for target in node.targets:
+                        if isinstance(made, Client) and _dotted(target) in names:
+                            yield _dotted(target) or "", made
 
     def define(self, node: Function) -> None:
         self._walk_later(node)
@@ -149,7 +166,11 @@ class _Finder:
         inside["self"] = inside["cls"] = self._client_class or _SELF
         # Methods do not see the names of the class, but its attributes.
         self._names = inside
-        for name, value in self._attributes(node):
+        attributes: dict[str, Value] = {}
+        kept = [self._kept(method) for method in node.body if isinstance(method, Function)]
+        for name, value in itertools.chain(*kept, self._attributes(node)):
+            attributes[name] = join(attributes.get(name), value)
+        for name, value in attributes.items():
             inside["self." + name] = inside["cls." + name] = value
         body = Names(module)
         self._names = body
@@ -185,6 +206,17 @@ class _Finder:
                     yield target.attr, value
                 elif isinstance(target, ast.Name) and statement in node.body:
                     yield target.id, value
+
+    def _kept(self, function: Function) -> Iterable[tuple[str, Value]]:
+        """Return the attributes that a method sets to a parameter of which it says what it is."""
+        arguments = function.args
+        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        said = {a.arg: self._annotated(a.annotation) for a in every if a.annotation is not None}
+        for node in ast.walk(function):
+            match node:
+                case ast.Assign(targets=[ast.Attribute() as target], value=ast.Name(id=name)):
+                    if _is_name(target.value, "self") and said.get(name) is not None:
+                        yield target.attr, said[name]
 
     def _made(self, call: ast.Call) -> Value:
         """Return the client that a call makes, if what it calls is imported."""
@@ -308,6 +340,8 @@ class _Finder:
         name = path.rpartition(".")[2]
         if self._is_configured(path):
             return True
+        if isinstance(source, ast.Call) and clients.is_class_s(_last(source.func)):
+            return False  # of a class that makes no clients
         return clients.sounds_certain(name) and isinstance(
             source, (ast.Call, ast.Await, ast.Attribute, ast.Name, ast.Subscript, ast.IfExp)
         )
@@ -337,8 +371,13 @@ class _Finder:
         return walk
 
     def if_(self, node: ast.If) -> None:
-        self._value(node.test)
-        self._branch(self._body(node.body), self._body(node.orelse))
+        ways = []
+        orelse: list[ast.stmt] = [node]
+        while len(orelse) == 1 and isinstance(orelse[0], ast.If):  # an elif nests in the one before
+            self._value(orelse[0].test)
+            ways.append(self._body(orelse[0].body))
+            orelse = orelse[0].orelse
+        self._branch(*ways, self._body(orelse))
 
     def while_(self, node: ast.While) -> None:
         def turn() -> None:
@@ -463,12 +502,9 @@ class _Finder:
         """Add the calls of a body that nobody looks at; return whether one is in a loop."""
         looped = False
         for statement in body:
+            for call in _handed_on(statement, whole):
+                self._collect_call(call, calls)
             match statement:
-                case ast.Expr(value=ast.Call() as call) | ast.Return(value=ast.Call() as call):
-                    self._collect_call(call, calls)
-                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
-                    if not _looks_at(name, whole):
-                        self._collect_call(call, calls)
                 case ast.If():
                     looped |= self._collect(statement.body + statement.orelse, whole, calls)
                 case ast.With() if not _is_scope(statement):
@@ -514,7 +550,7 @@ class _Finder:
         return Client() if self._sounds(node.id) else None
 
     def attribute(self, node: ast.Attribute) -> Value:
-        owner = self._value(node.value)
+        owner, name = self._value(node.value), node.attr
         path = _dotted(node)
         if path is not None:
             if self._is_configured(path):
@@ -522,10 +558,11 @@ class _Finder:
             if path in self._names:
                 return self._names[path]
         if isinstance(owner, Known) and owner is not _SELF:
-            return Known(f"{owner.path}.{node.attr}")
+            return Known(f"{owner.path}.{name}")
+        if isinstance(owner, Client) and name in clients.COMMANDS:  # get = client.get
+            return Maker(Lazy(owner, forced=name in clients.FORCED))
         if isinstance(owner, (Client, Commands, Lazy)):
             return OTHER
-        name = node.attr
         vague = self._works_with_redis and clients.attribute_sounds_vague(name)
         return Client() if vague or clients.sounds_certain(name) else None
 
@@ -618,18 +655,16 @@ class _Finder:
                 made = self._client_class
             case "re.compile":
                 made = _PATTERN
-            case "list" | "tuple" | "sorted" | "set":
-                made = Items(item_of(first))
+            case "typing.cast" | "typing_extensions.cast":
+                made = arguments[-1] if arguments else None
             case "dict":
                 made = first if isinstance(first, Entries) else Entries()
-            case "zip":
-                made = Items(Parts(tuple(map(item_of, arguments))), once=True)
-            case "enumerate":
-                made = Items(Parts((OTHER, item_of(first))), once=True)
-            case "reversed" | "iter":
-                made = Items(item_of(first), once=True)
+                for value in keywords.values():
+                    made = Entries(join(made.item, value))
             case _ if clients.makes_client(path):
                 made = self._client_made(path, node)
+            case _:
+                made = _items_made(path, arguments)
         return made
 
     def _client_made(self, path: str, node: ast.Call) -> Client:
@@ -763,6 +798,24 @@ class _Finder:
         return OTHER
 
 
+def _items_made(path: str, arguments: list[Value]) -> Value:
+    """Return what a built-in function that goes through items gives."""
+    first = arguments[0] if arguments else None
+    made: Value = None
+    match path:
+        case "list" | "tuple" | "sorted" | "set":
+            made = Items(item_of(first))
+        case "map":
+            made = Items(first.made if isinstance(first, Maker) else None, once=True)
+        case "zip":
+            made = Items(Parts(tuple(map(item_of, arguments))), once=True)
+        case "enumerate":
+            made = Items(Parts((OTHER, item_of(first))), once=True)
+        case "reversed" | "iter":
+            made = Items(item_of(first), once=True)
+    return made
+
+
 def _choices(annotation: ast.expr) -> list[ast.expr]:
     """Return the classes that an annotation allows."""
     match annotation:
@@ -812,9 +865,48 @@ def _ends(body: list[ast.stmt]) -> bool:
     return bool(body) and isinstance(body[-1], (ast.Return, ast.Raise, ast.Continue, ast.Break))
 
 
-def _looks_at(name: str, body: list[ast.stmt]) -> bool:
-    return any(
-        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+def _handed_on(statement: ast.stmt, whole: list[ast.stmt]) -> Iterable[ast.Call]:
+    """Return the calls whose values a statement hands on, so that `whole` does not look at them."""
+    given: list[tuple[list[ast.expr], ast.expr]] = []  # targets, and what they are set to
+    match statement:
+        case ast.Expr(value=ast.Yield(value=ast.expr() as value)):
+            given = [([], value)]
+        case ast.Expr(value=value) | ast.Return(value=ast.expr() as value):
+            given = [([], value)]
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+            given = [([target], value) for target, value in zip(targets, values, strict=False)]
+        case ast.Assign(targets=targets, value=value):
+            given = [(targets, value)]
+        case ast.AnnAssign(target=target, value=ast.expr() as value):
+            given = [([target], value)]
+    for targets, value in given:
+        if not any(_looks_at(target, whole) for target in targets):
+            yield from _calls_in(value)
+
+
+def _calls_in(node: ast.expr) -> Iterable[ast.Call]:
+    """Return the calls that are an expression, or parts of it as they are."""
+    parts: list[ast.expr] = []
+    match node:
+        case ast.Call():
+            yield node
+        case ast.Tuple() | ast.List():
+            parts = node.elts
+        case ast.Dict():
+            parts = node.values
+        case ast.IfExp():
+            parts = [node.body, node.orelse]
+    for part in parts:
+        yield from _calls_in(part)
+
+
+def _looks_at(target: ast.expr, body: list[ast.stmt]) -> bool:
+    """Return whether a body reads what it assigns to a target; of an index, nobody knows."""
+    name = _dotted(target)
+    return name is None or any(
+        isinstance(node, (ast.Name, ast.Attribute))
+        and isinstance(node.ctx, ast.Load)
+        and _dotted(node) == name
         for statement in body
         for node in ast.walk(statement)
     )

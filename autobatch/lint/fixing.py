@@ -41,13 +41,18 @@ def fix(source: str, names: Iterable[str] = (), ignored: Collection[str] = ()) -
 
 def _fix_once(source: str, findings: list[Finding]) -> str:
     targets = [target for finding in findings for target in finding.targets]
-    names = _Names(ast.parse(source))
-    if not targets or not names.usable:
+    if not targets:
+        return source
+    names = _Names(ast.parse(source), before=min(target.node.lineno for target in targets))
+    if not names.usable:
         return source
     try:
-        wrapper = metadata.MetadataWrapper(libcst.parse_module(source))
+        parsed = libcst.parse_module(source)
     except libcst.ParserSyntaxError as error:
         raise SyntaxError(str(error)) from error
+    if parsed.code != source:  # it loses a form feed at the beginning, and an end that is \r
+        return source
+    wrapper = metadata.MetadataWrapper(parsed)
     wrap = _Wrap(source, targets, names)
     module = wrapper.visit(wrap)
     if wrap.needs_import:
@@ -61,26 +66,31 @@ class _Names:
     """How a module calls `unwrap` and `resolve`.
 
     Attributes:
-        usable: whether `autobatch` means this package there, or nothing yet.
+        usable: whether `autobatch` means this package there, or nothing yet; and whether what is
+            imported of it is there before it is used.
         package: the name of the package; None where it has to be imported.
         functions: what is imported from it.
     """
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, *, before: int) -> None:
+        imported = 0
         self.package: str | None = None
         self.functions: dict[str, str] = {}
         for node in tree.body:
             if isinstance(node, ast.Import):
                 for alias in node.names:
+                    if alias.name.partition(".")[0] == "autobatch":
+                        imported = node.lineno
                     if alias.name == "autobatch":
                         self.package = alias.asname or "autobatch"
                     elif alias.name.startswith("autobatch.") and alias.asname is None:
                         self.package = self.package or "autobatch"
             elif isinstance(node, ast.ImportFrom) and node.module == "autobatch":
+                imported = node.lineno
                 for alias in node.names:
                     self.functions[alias.name] = alias.asname or alias.name
         bound = _bound(tree)
-        self.usable = "autobatch" not in bound
+        self.usable = imported < before and bound.isdisjoint({"autobatch", self.package})
         self.functions = {name: own for name, own in self.functions.items() if own not in bound}
 
 
@@ -92,6 +102,10 @@ def _bound(tree: ast.Module) -> set[str]:
             bound.add(node.id)
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
+        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
+            bound.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            bound.add(node.rest)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             bound.add(node.name)
         elif isinstance(node, ast.Import):

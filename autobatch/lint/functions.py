@@ -31,6 +31,13 @@ BUFFERS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(_BUFFERS.split(), (0,)),
     **dict.fromkeys(["struct.unpack", "struct.unpack_from"], (1,)),
 }
+# What an argument that counts is called, where it is given by name.
+NAMED: dict[str, str] = {
+    **dict.fromkeys(["json.dump", "json.dumps"], "obj"),
+    "json.loads": "s",
+    **dict.fromkeys([name for name in REAL_TYPE if name.startswith("re.")], "string"),
+}
+del NAMED["re.compile"]
 # With a base, or an encoding, as second argument.
 WITH_SECOND: dict[str, str] = {"int": "AB103", "bytes": "AB103", "str": "AB104"}
 # All of their keywords count.

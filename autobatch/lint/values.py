@@ -137,6 +137,7 @@ class Names:
     def __init__(self, outer: Names | None = None) -> None:
         self.own: dict[str, Value] = {}
         self.outer = outer
+        self._owners: set[str] = set()  # names that have had a dotted one inside
 
     def __contains__(self, name: str) -> bool:
         return name in self.own or (self.outer is not None and name in self.outer)
@@ -147,9 +148,14 @@ class Names:
         return None if self.outer is None else self.outer[name]
 
     def __setitem__(self, name: str, value: Value) -> None:
-        inside = f"{name}."
-        for other in [other for other in self.own if other.startswith(inside)]:
-            del self.own[other]
+        if name in self._owners:
+            inside = f"{name}."
+            for other in [other for other in self.own if other.startswith(inside)]:
+                del self.own[other]
+        owner = name.rpartition(".")[0]
+        while owner:
+            self._owners.add(owner)
+            owner = owner.rpartition(".")[0]
         self.own[name] = value
 
     def joined(self, one: dict[str, Value], other: dict[str, Value]) -> dict[str, Value]:
