@@ -480,11 +480,16 @@ def test_columns_count_characters_from_one():
 
 # By the full name of what is called: a call, and an x with which it works.
 CALLS = {
+    "base64.b16encode": ("base64.b16encode(x)", b"abc"),
     "base64.b64decode": ("base64.b64decode(x)", b"YWJj"),
     "base64.b64encode": ("base64.b64encode(x)", b"abc"),
+    "base64.urlsafe_b64encode": ("base64.urlsafe_b64encode(x)", b"abc"),
+    "binascii.crc32": ("binascii.crc32(x)", b"abc"),
     "binascii.hexlify": ("binascii.hexlify(x)", b"abc"),
     "binascii.unhexlify": ("binascii.unhexlify(x)", b"abcd"),
+    "bytes.fromhex": ("bytes.fromhex(x)", "00ff"),
     "bytes": ("bytes(x, 'utf-8')", "abc"),
+    "bz2.compress": ("bz2.compress(x)", b"abc"),
     "bz2.decompress": ("bz2.decompress(x)", importlib.import_module("bz2").compress(b"a")),
     "codecs.decode": ("codecs.decode(x, 'utf-8')", b"abc"),
     "compile": ("compile(x, 'name', 'eval').co_code", "12"),
@@ -497,33 +502,57 @@ CALLS = {
     "delattr": ("delattr(type('C', (), {'abc': 1}), x)", "abc"),
     "eval": ("eval(x)", "12"),
     "exec": ("exec(x)", "12"),
+    "fnmatch.fnmatch": ("fnmatch.fnmatch(x, 'a*')", "abc"),
     "fractions.Fraction": ("fractions.Fraction(x)", "1/2"),
     "getattr": ("getattr('text', x)()", "upper"),
+    "gzip.compress": ("gzip.decompress(gzip.compress(x))", b"abc"),
     "gzip.decompress": ("gzip.decompress(x)", importlib.import_module("gzip").compress(b"a")),
     "hasattr": ("hasattr('text', x)", "upper"),
+    "hashlib.blake2b": ("hashlib.blake2b(x).digest()", b"abc"),
+    "hashlib.blake2s": ("hashlib.blake2s(x).digest()", b"abc"),
     "hashlib.md5": ("hashlib.md5(x).digest()", b"abc"),
     "hashlib.sha1": ("hashlib.sha1(x).digest()", b"abc"),
+    "hashlib.new": ("hashlib.new('sha1', x).digest()", b"abc"),
+    "hashlib.sha224": ("hashlib.sha224(x).digest()", b"abc"),
     "hashlib.sha256": ("hashlib.sha256(x).digest()", b"abc"),
+    "hashlib.sha384": ("hashlib.sha384(x).digest()", b"abc"),
     "hashlib.sha512": ("hashlib.sha512(x).digest()", b"abc"),
     "hmac.compare_digest": ("hmac.compare_digest(x, 'abc')", "abc"),
+    "hmac.new": ("hmac.new(b'key', x, 'sha1').digest()", b"abc"),
     "int": ("int(x, 16)", "ff"),
     "io.BytesIO": ("io.BytesIO(x).read()", b"abc"),
     "io.StringIO": ("io.StringIO(x).read()", "abc"),
     "json.dump": ("json.dump(x, io.StringIO())", "abc"),
     "json.dumps": ("json.dumps(x)", "abc"),
     "json.loads": ("json.loads(x)", "[1]"),
+    "lzma.compress": ("lzma.compress(x)", b"abc"),
     "lzma.decompress": ("lzma.decompress(x)", importlib.import_module("lzma").compress(b"a")),
     "marshal.loads": ("marshal.loads(x)", importlib.import_module("marshal").dumps(1)),
     "memoryview": ("memoryview(x).tobytes()", b"abc"),
     "msgpack.packb": ("msgpack.packb(x)", "abc"),
     "msgpack.unpackb": ("msgpack.unpackb(x)", b"\x01"),
+    "msgspec.convert": ("msgspec.convert(x, str)", "abc"),
+    "msgspec.json.decode": ("msgspec.json.decode(x)", b"1"),
+    "msgspec.json.encode": ("msgspec.json.encode(x)", "abc"),
+    "msgspec.msgpack.decode": ("msgspec.msgpack.decode(x)", b"\x01"),
+    "msgspec.msgpack.encode": ("msgspec.msgpack.encode(x)", "abc"),
+    "numpy.frombuffer": ("list(numpy.frombuffer(x, 'uint8'))", b"abc"),
     "open": ("open(x).close()", __file__),
+    "ord": ("ord(x)", "a"),
     "orjson.dumps": ("orjson.dumps(x)", "abc"),
     "orjson.loads": ("orjson.loads(x)", "[1]"),
+    "os.fspath": ("os.fspath(x)", "/"),
+    "os.listdir": ("os.listdir(x)", "/"),
+    "os.makedirs": ("os.makedirs(x, exist_ok=True)", "/"),
+    "os.path.abspath": ("os.path.abspath(x)", "/"),
+    "os.path.basename": ("os.path.basename(x)", "/a"),
+    "os.path.dirname": ("os.path.dirname(x)", "/a"),
     "os.path.exists": ("os.path.exists(x)", "/"),
     "os.path.isdir": ("os.path.isdir(x)", "/"),
     "os.path.isfile": ("os.path.isfile(x)", "/"),
     "os.path.join": ("os.path.join('a', x)", "abc"),
+    "os.path.splitext": ("os.path.splitext(x)", "a.b"),
+    "pathlib.PurePath": ("str(pathlib.PurePath('a', x))", "abc"),
     "pathlib.Path": ("str(pathlib.Path('a', x))", "abc"),
     "pickle.loads": ("pickle.loads(x)", pickle.dumps(1)),
     "re.compile": ("re.compile(x)", "abc"),
@@ -535,8 +564,12 @@ CALLS = {
     "re.split": ("re.split('b', x)", "abc"),
     "re.sub": ("re.sub('b', 'c', x)", "abc"),
     "re.subn": ("re.subn('b', 'c', x)", "abc"),
+    "secrets.compare_digest": ("secrets.compare_digest(x, 'abc')", "abc"),
     "setattr": ("setattr(type('C', (), {}), x, 1)", "abc"),
     "shlex.split": ("shlex.split(x)", "a b"),
+    "shutil.which": ("shutil.which(x)", "sh"),
+    "socket.inet_aton": ("socket.inet_aton(x)", "127.0.0.1"),
+    "string.Template": ("string.Template(x).substitute()", "abc"),
     "str": ("str(x, 'utf-8')", b"abc"),
     "struct.unpack": ("struct.unpack('<I', x)", b"abcd"),
     "struct.unpack_from": ("struct.unpack_from('<I', x)", b"abcd"),
@@ -544,11 +577,16 @@ CALLS = {
     "textwrap.dedent": ("textwrap.dedent(x)", "abc"),
     "time.strptime": ("time.strptime(x, '%Y')", "2020"),
     "unicodedata.normalize": ("unicodedata.normalize('NFC', x)", "abc"),
+    "xml.etree.ElementTree.fromstring": ("xml.etree.ElementTree.fromstring(x).tag", "<a/>"),
+    "zlib.adler32": ("zlib.adler32(x)", b"abc"),
+    "zlib.compress": ("zlib.compress(x)", b"abc"),
     "zlib.crc32": ("zlib.crc32(x)", b"abc"),
     "zlib.decompress": ("zlib.decompress(x)", zlib.compress(b"abc")),
 }
 CALLS |= {f"str.{name}": (f"'abc'.{name}(x)", "b") for name in functions.TEXT_METHODS - {"replace"}}
 CALLS["str.replace"] = ("'abc'.replace('b', x)", "c")
+CALLS["pydantic.validate_json"] = ("pydantic.TypeAdapter(int).validate_json(x)", "1")
+CALLS["pydantic.model_validate_json"] = ("pydantic.RootModel[int].model_validate_json(x).root", "1")
 PATTERN_CALLS = {name: f"list([re.compile('z').{name}(x)])" for name in functions.PATTERN_METHODS}
 PATTERN_CALLS |= {name: f"re.compile('z').{name}('y', x)" for name in ("sub", "subn")}
 PATTERN_CALLS["finditer"] = "list(re.compile('z').finditer(x))"
@@ -557,7 +595,9 @@ CALLS |= {f"re.Pattern.{name}": (call, "abc") for name, call in PATTERN_CALLS.it
 
 def test_every_function_that_it_knows_is_tried():
     known = {*functions.REAL_TYPE, *functions.BUFFERS, *functions.WITH_SECOND}
-    assert {name for name in CALLS if not name.startswith(("str.", "re.Pattern"))} == known
+    methods = ("str.", "re.Pattern", "pydantic.")
+    assert {name for name in CALLS if not name.startswith(methods)} == known
+    assert {f"pydantic.{name}" for name in functions.JSON_METHODS} <= set(CALLS)
 
 
 def imports_of(expression):
@@ -565,6 +605,7 @@ def imports_of(expression):
     names = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)}
     builtin = dir(importlib.import_module("builtins"))
     modules = sorted(name for name in names if name not in {"x", *builtin})
+    modules = ["xml.etree.ElementTree" if name == "xml" else name for name in modules]
     for name in modules:
         pytest.importorskip(name)
     return modules
@@ -575,7 +616,7 @@ def test_what_it_says_of_functions_is_true(client, name):
     """They work with the value, not with its Future, and the linter knows."""
     expression, value = CALLS[name]
     modules = imports_of(expression)
-    namespace = {module: importlib.import_module(module) for module in modules}
+    namespace = {module.partition(".")[0]: __import__(module) for module in modules}
     works = eval(expression, namespace, {"x": value})
     buffer = name in functions.BUFFERS or functions.WITH_SECOND.get(name) == "AB104"
     with autobatch.batch():

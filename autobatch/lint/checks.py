@@ -11,6 +11,7 @@ from autobatch.lint.functions import (
     BUFFERS,
     DEEP,
     HOOKS,
+    JSON_METHODS,
     KEYWORDS,
     NAMED,
     REAL_TYPE,
@@ -77,6 +78,8 @@ class Report:
                 if word.arg == NAMED.get(path, ""):
                     value = keywords[word.arg]
                     self._argument(node, word.value, value, deep=deep, text_only=text_only)
+        if path.rpartition(".")[2] in JSON_METHODS:
+            self.arguments(node, arguments, (0,))
         if path in KEYWORDS:
             for word in node.keywords:
                 self._argument(node, word.value, keywords[word.arg])

@@ -17,7 +17,7 @@ from typing import Any
 from autobatch.lint import clients
 from autobatch.lint.checks import Report
 from autobatch.lint.findings import Finding
-from autobatch.lint.functions import PATTERN_METHODS, TEXT_METHODS
+from autobatch.lint.functions import JSON_METHODS, PATTERN_METHODS, TEXT_METHODS
 from autobatch.lint.values import (
     OTHER,
     Client,
@@ -603,6 +603,8 @@ class _Finder:
             return self._call_container(node, method, owner, arguments)
         if owner == _PATTERN:
             self.report.arguments(node, arguments, PATTERN_METHODS.get(method, ()))
+        elif method in JSON_METHODS:
+            self.report.arguments(node, arguments, (0,))
         elif method in TEXT_METHODS:
             self.report.arguments(node, arguments)
         elif method == "join" and len(arguments) == 1:

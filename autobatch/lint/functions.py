@@ -7,15 +7,21 @@ from __future__ import annotations
 
 # By full name, which of the positional arguments. Those named by keyword count by KEYWORDS.
 _TEXT = """
-datetime.datetime.fromisoformat datetime.date.fromisoformat datetime.time.fromisoformat
-datetime.datetime.strptime time.strptime decimal.Decimal fractions.Fraction json.dump json.dumps
-json.loads orjson.dumps orjson.loads msgpack.packb open os.path.exists os.path.isdir
-os.path.isfile re.compile shlex.split sys.intern textwrap.dedent io.StringIO compile eval exec
+bytes.fromhex compile datetime.date.fromisoformat datetime.datetime.fromisoformat
+datetime.datetime.strptime datetime.time.fromisoformat decimal.Decimal eval exec fnmatch.fnmatch
+fractions.Fraction io.StringIO json.dump json.dumps json.loads msgpack.packb msgspec.convert
+msgspec.json.encode msgspec.msgpack.encode open ord orjson.dumps orjson.loads os.fspath os.listdir
+os.makedirs os.path.abspath os.path.basename os.path.dirname os.path.exists os.path.isdir
+os.path.isfile os.path.splitext re.compile shlex.split shutil.which socket.inet_aton string.Template
+sys.intern textwrap.dedent time.strptime xml.etree.ElementTree.fromstring
 """
 _BUFFERS = """
-pickle.loads marshal.loads zlib.decompress gzip.decompress bz2.decompress lzma.decompress
-zlib.crc32 hashlib.md5 hashlib.sha1 hashlib.sha256 hashlib.sha512 io.BytesIO base64.b64decode
-base64.b64encode binascii.hexlify binascii.unhexlify memoryview codecs.decode msgpack.unpackb
+base64.b16encode base64.b64decode base64.b64encode base64.urlsafe_b64encode binascii.crc32
+binascii.hexlify binascii.unhexlify bz2.compress bz2.decompress codecs.decode gzip.compress
+gzip.decompress hashlib.blake2b hashlib.blake2s hashlib.md5 hashlib.sha1 hashlib.sha224
+hashlib.sha256 hashlib.sha384 hashlib.sha512 io.BytesIO lzma.compress lzma.decompress marshal.loads
+memoryview msgpack.unpackb msgspec.json.decode msgspec.msgpack.decode numpy.frombuffer pickle.loads
+zlib.adler32 zlib.compress zlib.crc32 zlib.decompress
 """
 ALL = tuple(range(8))
 
@@ -23,13 +29,16 @@ REAL_TYPE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(_TEXT.split(), (0,)),
     **dict.fromkeys(["getattr", "setattr", "hasattr", "delattr", "unicodedata.normalize"], (1,)),
     **dict.fromkeys(["re.match", "re.search", "re.fullmatch", "re.findall"], (0, 1)),
-    **dict.fromkeys(["re.finditer", "re.split", "hmac.compare_digest"], (0, 1)),
+    **dict.fromkeys(
+        ["re.finditer", "re.split", "hmac.compare_digest", "secrets.compare_digest"], (0, 1)
+    ),
     **dict.fromkeys(["re.sub", "re.subn"], (0, 2)),  # a replacement may be anything
-    **dict.fromkeys(["os.path.join", "pathlib.Path", "datetime.timedelta"], ALL),
+    **dict.fromkeys(["os.path.join", "pathlib.Path", "pathlib.PurePath"], ALL),
+    "datetime.timedelta": ALL,
 }
 BUFFERS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(_BUFFERS.split(), (0,)),
-    **dict.fromkeys(["struct.unpack", "struct.unpack_from"], (1,)),
+    **dict.fromkeys(["struct.unpack", "struct.unpack_from", "hashlib.new", "hmac.new"], (1,)),
 }
 # What an argument that counts is called, where it is given by name.
 NAMED: dict[str, str] = {
@@ -43,9 +52,12 @@ WITH_SECOND: dict[str, str] = {"int": "AB103", "bytes": "AB103", "str": "AB104"}
 # All of their keywords count.
 KEYWORDS = {"datetime.timedelta"}
 # They look into lists and dicts, too.
-DEEP = {"json.dump", "json.dumps", "orjson.dumps", "msgpack.packb"}
+DEEP = {
+    *["json.dump", "json.dumps", "orjson.dumps", "msgpack.packb"],
+    *["msgspec.json.encode", "msgspec.msgpack.encode"],
+}
 # A hook of theirs may know what a Future is.
-HOOKS = {"cls", "default"}
+HOOKS = {"cls", "default", "enc_hook"}
 # They take bytes of a Future, not texts.
 TEXT_ONLY = {"json.loads"}
 
@@ -55,6 +67,8 @@ endswith find lstrip partition removeprefix removesuffix replace rfind rpartitio
 split startswith strip
 """
 TEXT_METHODS = frozenset(_METHODS.split())
+# Methods of pydantic's models and adapters.
+JSON_METHODS = frozenset({"model_validate_json", "validate_json"})
 # Methods of a compiled pattern.
 PATTERN_METHODS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(["findall", "finditer", "fullmatch", "match", "search", "split"], (0,)),
