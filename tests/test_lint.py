@@ -111,6 +111,13 @@ def load_or_not(key):
 def load_or_default(key):
     value = client.get(key) or b""
     return value is None or type(value) is bytes  # AB102
+def load_true():
+    value, other = client.get("a"), client.get("b")
+    if value:
+        return value is None or other is None  # AB101
+    if other and value:
+        return value is not None and other is not None
+    return value and value is not None or value is None  # AB101
 def load_later():
     value = None
     for _ in range(3):
@@ -453,10 +460,28 @@ cache, redis_store = RedisCache(), RedisStore()
 cache.get("a") is None
 redis_cache = RedisCache()
 redis_cache.get("a") is None
+redis_cache = caches["redis"]
+redis_cache.get("a") is None
 redis_store.get("a") is None
 def given(kept: RedisCache, redis_cache: RedisCache):
     kept.get("a") is None
     redis_cache.get("a") is None
+---
+import httpx
+import redis
+class Given:
+    def __init__(self, conn: httpx.Client):
+        self.client = httpx.Client()
+        self.conn = conn
+    def load(self):
+        return self.client.get("a") is None or self.conn.get("a") is None
+def test_page(client, kept: redis.Redis):
+    client.get("/page") is None
+    client.get("https://example.org") is None
+    client.get("page") is None  # AB101
+    kept.get("/page") is None  # AB101
+sorted([], key=lambda r: r.get("a") is None)
+sorted([], key=lambda redis: redis.get("a") is None)  # AB101
 """
 
 

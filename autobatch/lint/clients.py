@@ -24,7 +24,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _SERVERS = {"redis", "valkey"}
 # A name that ends in one of these is a client, if it has one of _SERVERS in it.
 _LAST_WORDS = _SERVERS | _words(
-    "async cache cli client cluster conn connection db instance master replica server slave store"
+    "async cli client cluster conn connection db instance master replica server slave"
 )
 # A class, if it ends in one of these: a cache or a store has a client, and is none.
 _CLASS_LAST_WORDS = _SERVERS | _words("async client cluster conn connection")

@@ -12,7 +12,7 @@ import builtins
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from autobatch.lint import clients
 from autobatch.lint.checks import Report
@@ -28,6 +28,7 @@ from autobatch.lint.values import (
     Lazy,
     Maker,
     Names,
+    Other,
     Parts,
     Value,
     item_of,
@@ -199,7 +200,7 @@ class _Finder:
                     yield statement.name, value if decorated else Maker(value)
             else:
                 continue
-            if not isinstance(value, Client):
+            if not isinstance(value, (Client, Other)):
                 continue
             for target in targets:
                 if isinstance(target, ast.Attribute) and _is_name(target.value, "self"):
@@ -219,9 +220,11 @@ class _Finder:
                         yield target.attr, said[name]
 
     def _made(self, call: ast.Call) -> Value:
-        """Return the client that a call makes, if what it calls is imported."""
+        """Return what a call makes, if its name tells: a client, or something of a class."""
         path = self._path(call.func)
-        return self._client_made(path, call) if path and clients.makes_client(path) else None
+        if path and clients.makes_client(path):
+            return self._client_made(path, call)
+        return OTHER if clients.is_class_s(_last(call.func)) else None
 
     def _annotated(self, annotation: ast.expr | None) -> Value:
         """Return what an annotation says; None where that is nothing."""
@@ -363,8 +366,10 @@ class _Finder:
                 after = names.own if after is None else names.joined(after, names.own)
         names.own = before if after is None else after
 
-    def _body(self, body: list[ast.stmt]) -> Callable[[], bool]:
+    def _body(self, body: list[ast.stmt], test: ast.expr | None = None) -> Callable[[], bool]:
         def walk() -> bool:
+            if test is not None:
+                self._know_true(test)
             self._run(body)
             return not _ends(body)
 
@@ -375,9 +380,16 @@ class _Finder:
         orelse: list[ast.stmt] = [node]
         while len(orelse) == 1 and isinstance(orelse[0], ast.If):  # an elif nests in the one before
             self._value(orelse[0].test)
-            ways.append(self._body(orelse[0].body))
+            ways.append(self._body(orelse[0].body, orelse[0].test))
             orelse = orelse[0].orelse
         self._branch(*ways, self._body(orelse))
+
+    def _know_true(self, test: ast.expr) -> None:
+        """Note what is true behind a test: neither None nor False."""
+        for part in test.values if _is_and(test) else [test]:
+            value = self._names[part.id] if isinstance(part, ast.Name) else None
+            if isinstance(part, ast.Name) and isinstance(value, Lazy):
+                self._names[part.id] = Lazy(value.client, truthy=True, forced=True)
 
     def while_(self, node: ast.While) -> None:
         def turn() -> None:
@@ -615,6 +627,8 @@ class _Finder:
         return Client() if made else None
 
     def _call_client(self, node: ast.Call, client: Client, method: str) -> Value:
+        if client == Client() and node.args and _is_address(node.args[0]):
+            return OTHER  # it only sounds so: a client of a web server
         if method in clients.COMMANDS:
             arguments = {word.arg for word in node.keywords if word.arg is not None}
             if clients.blocks(method, arguments):
@@ -711,6 +725,9 @@ class _Finder:
         for default in filter(None, [*node.args.defaults, *node.args.kw_defaults]):
             self._value(default)
         self._parameters(node.args)
+        for argument in node.args.args:  # lambda row: row.get("name")
+            if clients.sounds_vague(argument.arg):
+                self._names[argument.arg] = OTHER
         made = self._value(node.body)
         self._names = outer
         return Maker(made) if isinstance(made, Client) else OTHER
@@ -727,11 +744,17 @@ class _Finder:
     def and_or(self, node: ast.BoolOp) -> Value:
         result: Value = None
         either = isinstance(node.op, ast.Or)
+        names = self._names
+        before = names.own
+        names.own = before.copy()
         for part in node.values:
             value = self._value(part)
+            if not either:
+                self._know_true(part)
             if either and isinstance(value, Lazy) and part is not node.values[-1]:
                 value = Lazy(value.client, truthy=True, forced=True)
             result = join(result, value)
+        names.own = names.joined(before, names.own)
         return result
 
     def sequence(self, node: ast.Tuple | ast.List | ast.Set) -> Value:
@@ -844,6 +867,15 @@ def _imported(tree: ast.Module) -> Iterable[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_and(node: ast.expr) -> TypeGuard[ast.BoolOp]:
+    return isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And)
+
+
+def _is_address(node: ast.expr) -> bool:
+    text = node.value if isinstance(node, ast.Constant) else None
+    return isinstance(text, str) and text.startswith(("/", "http://", "https://"))
 
 
 def _is_name(node: ast.expr, name: str) -> bool:
