@@ -7,6 +7,7 @@ the batching client in what the table names, and with `client.eager` in nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 import autobatch
 from autobatch.client import EagerRedis
+from autobatch.lint.finder import find
 from libraries.running import differences, run
 from libraries.table import CLIENT, DOCUMENT, EAGER, documented, parsed, rendered
 
@@ -114,6 +116,33 @@ def test_what_differs_is_seen(server, use):
     assert differences(batching, plain) == DIFFERENT[use]
     assert differences(eager, plain) == []
     assert plain.round_trips == eager.round_trips > 0
+
+
+# ---- what the linter says of them ------------------------------------------------------
+
+# As docs/lint.md tells: whether it points at an identity test in what misreads a lazy value.
+POINTED_AT = {
+    "cachelib": False,
+    "django_redis": True,
+    "flask_session": False,
+    "pottery": True,
+    "redis.lock": True,
+    "rq": True,
+    "walrus": False,
+}
+
+
+@pytest.mark.parametrize("package", POINTED_AT)
+def test_where_the_linter_points(package):
+    origin = pathlib.Path(importlib.util.find_spec(package).origin)
+    paths = origin.parent.rglob("*.py") if origin.name == "__init__.py" else [origin]
+    codes = {finding.code for path in paths for finding in find(path.read_text())}
+    assert ("AB101" in codes) == POINTED_AT[package]
+
+
+def test_the_linter_finds_more_if_it_is_told_what_a_client_is_called():
+    walrus = pathlib.Path(importlib.util.find_spec("walrus").origin).parent
+    assert find((walrus / "containers.py").read_text(), names=["database"])
 
 
 # ---- a library that is told the class of its client ------------------------------------
