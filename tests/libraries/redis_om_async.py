@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from aredis_om import HashModel
 
+from . import redis_om_models
+
 NAME = "redis-om, `aredis_om`"
 DISTRIBUTION = "redis-om"
 DECODES = True
@@ -11,17 +13,7 @@ GIVEN = "class Meta: database = client"
 
 
 def given(client):
-    class Customer(HashModel, index=True):
-        name: str
-        age: int
-        email: str | None = None
-
-        class Meta:
-            database = client
-            global_key_prefix = "om"
-            model_key_prefix = "customer"
-
-    return Customer
+    return redis_om_models.customer(HashModel, client)
 
 
 async def use(client, record):

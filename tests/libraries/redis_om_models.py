@@ -11,7 +11,11 @@ GIVEN = "class Meta: database = client"
 
 
 def given(client):
-    class Customer(HashModel, index=True):
+    return customer(HashModel, client)
+
+
+def customer(base, client):
+    class Customer(base, index=True):
         name: str
         age: int
         email: str | None = None
