@@ -6,6 +6,7 @@ import contextvars
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.promise import printable
 from autobatch.recording import own_scope
 from autobatch.report import Reason
@@ -68,6 +69,8 @@ class BatchMiddleware:
         ambient.set(own)  # in the request's own context, which ends with it
         try:
             body = self.app(environ, start_response)
+            if type(body) is list and not FUTURE_TYPES.isdisjoint(map(type, body)):
+                body = [unwrap(chunk) for chunk in body]
         except BaseException as error:
             surface(own.close(), error)
             raise
@@ -141,7 +144,7 @@ class _Body:
             surface(self._own.unseen(), error)
             raise
         self._flush()
-        return chunk
+        return unwrap(chunk)
 
     def _flush(self) -> None:
         self._own.because(Reason.RESPONSE)

@@ -8,6 +8,8 @@ $ curl -X POST http://127.0.0.1:8000/guests/ada
 {"name":"ada","visits":1}
 $ curl http://127.0.0.1:8000
 {"guests":["ada"],"views":1,"visits":{"ada":"1"}}
+
+Or with a server for production: `gunicorn examples.flask_app:app`.
 """
 
 from __future__ import annotations
@@ -19,15 +21,13 @@ from typing import Any
 from flask import Flask
 
 import autobatch
-from autobatch.integrations.flask import JSONProvider
-from autobatch.wsgi import BatchMiddleware
+from autobatch.integrations.flask import install
 from examples.server import server_url
 
 redis = autobatch.Redis.from_url(server_url(), decode_responses=True)
 
 app = Flask(__name__)
-app.wsgi_app = BatchMiddleware(app.wsgi_app)  # type: ignore[method-assign]  # Flask's own advice
-app.json = JSONProvider(app)
+install(app)
 
 
 def sign(name: str) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import decimal
+import functools
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,11 @@ for needed in ("flask", "httpx"):
 
 import flask  # noqa: E402
 from flask.json.provider import DefaultJSONProvider  # noqa: E402
+from redis.backoff import NoBackoff  # noqa: E402
+from redis.retry import Retry  # noqa: E402
 
-from autobatch.integrations.flask import JSONProvider  # noqa: E402
+from autobatch.integrations.flask import JSONProvider, install  # noqa: E402
+from autobatch.testing import free_port  # noqa: E402
 from serving import serve  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -37,12 +42,15 @@ def data(plain):
     plain.zadd("scores", {"ada": 1.5})
 
 
-def application(view, *, lazy=True, debug=False, **settings):
-    """Return a Flask application of one view, with our provider or with Flask's."""
+def application(view, *, lazy=True, by_hand=False, debug=False, **settings):
+    """Return a Flask application of one view, as set up by one line, by hand, or not at all."""
     app = flask.Flask(__name__)
-    if lazy:
+    app.secret_key = "for sessions"
+    if by_hand:
         app.wsgi_app = BatchMiddleware(app.wsgi_app)
         app.json = JSONProvider(app)
+    elif lazy:
+        install(app)
     app.debug = debug
     app.testing = True  # errors reach the test
     for name, value in settings.items():
@@ -113,6 +121,192 @@ def test_a_response_is_as_flasks(client, plain, proxy, data, content, settings):
     assert proxy.round_trips == any(proxy.exchanges)
 
 
+def test_by_hand_a_response_is_as_flasks(client, plain, proxy, data):
+    """The two lines that were all of it before there was `install`."""
+    for content in CONTENTS.values():
+        plain.delete("other")
+        plainly = respond(application(lambda content=content: content(plain), lazy=False))
+        plain.delete("other")
+        view = functools.partial(content, client)
+        view.__name__ = "view"
+        assert respond(application(view, by_hand=True)) == plainly
+    assert set(map(len, proxy.exchanges)) == {1, 2}
+
+
+def with_headers(redis):
+    name, count, number = redis.get("name"), redis.get("count"), redis.incr("other")
+    response = flask.make_response("text")
+    response.headers["X-Name"] = name
+    response.headers.add("X-Count", count)
+    response.headers.setdefault("X-Number", number)
+    return response
+
+
+def with_cookies(redis):
+    response = flask.make_response("text")
+    response.set_cookie("text", redis.get("name"))
+    return response
+
+
+def with_a_session(redis):
+    flask.session["text"] = redis.get("text")
+    flask.session["nested"] = {"scores": [redis.zscore("scores", "ada")]}
+    flask.session[redis.get("count")] = (redis.get("missing"), redis.llen("list"))
+    return "text"
+
+
+# A view of the client may return each of these. (Without an error; with one they are below.)
+RETURNED = {
+    "str": lambda redis: redis.get("text"),
+    "bytes": lambda redis: redis.dump("count"),
+    "dict": lambda redis: redis.hgetall("hash"),
+    "list": lambda redis: redis.lrange("list", 0, -1),
+    "status": lambda redis: (redis.get("text"), redis.strlen("long")),
+    "status of an answer": lambda redis: (flask.Response("text"), redis.strlen("long")),
+    "text of a status": lambda redis: ("text", redis.get("status")),
+    "dict of headers": lambda redis: ("text", {"X-Name": redis.get("name")}),
+    "list of headers": lambda redis: ("text", [("X-Name", redis.get("name"))]),
+    "a hash of headers": lambda redis: ("text", redis.hgetall("hash")),
+    "all of it": lambda redis: (
+        {"text": redis.get("text")},
+        redis.strlen("long"),
+        {"X-Name": redis.get("name"), "X-Other": [redis.incr("other"), "b"]},
+    ),
+    "response of str": lambda redis: flask.Response(redis.get("text")),
+    "response of bytes": lambda redis: flask.Response(redis.dump("count")),
+    "response of a list": lambda redis: flask.Response(redis.lrange("list", 0, -1)),
+    "made response": lambda redis: flask.make_response(redis.get("text"), redis.strlen("long")),
+    "redirection": lambda redis: flask.redirect(redis.get("name")),
+    "chunks": lambda redis: iter([redis.get("text"), redis.get("name"), redis.dump("count")]),
+    "headers of a response": with_headers,
+    "cookies": with_cookies,
+    "session": with_a_session,
+    "template": lambda redis: flask.render_template_string(
+        "{{ a is none }} {{ b|default('c') }} {{ d|tojson }} {{ e.born }} {{ f|join(', ') }}"
+        "{% for g in h %}{{ loop.index }}{{ g }}{% endfor %} {{ i.j is none }} {{ i.k + 1 }}",
+        a=redis.get("missing"),
+        b=redis.get("text"),
+        d=[redis.hgetall("hash")],
+        e=redis.hgetall("hash"),
+        f=[redis.get("text"), redis.get("count")],
+        h=redis.lrange("list", 0, -1),
+        i={"j": redis.get("missing"), "k": redis.incr("other")},
+    ),
+    "template of one": lambda redis: flask.render_template_string("{{ a }}", a=redis.get("text")),
+    "streamed template": lambda redis: flask.stream_template_string(
+        "{{ a is none }}, {{ b }}", a=redis.get("missing"), b=redis.get("text")
+    ),
+}
+
+
+@pytest.fixture
+def more(plain, data):
+    plain.set("name", "ada")
+    plain.set("status", "202 FINE")
+    plain.set("long", "." * 203)
+
+
+@pytest.mark.parametrize("returned", RETURNED.values(), ids=RETURNED)
+def test_what_a_view_returns_is_as_flasks(client, plain, proxy, more, returned):
+    """The same status, headers and body, in one round trip."""
+    plainly = respond(application(lambda: returned(plain), lazy=False))
+    plain.delete("other")
+    assert respond(application(lambda: returned(client))) == plainly
+    assert plainly[0][0] in "23"
+    assert proxy.round_trips == 1
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda redis: redis.get("missing"),
+        lambda redis: redis.incr("other"),
+        lambda redis: redis.set("other", 1),
+        lambda redis: redis.smembers("set"),
+        lambda redis: (redis.get("missing"), 201),
+        lambda redis: (redis.get("text"), redis.get("name"), {}, None),
+    ],
+)
+def test_what_flask_cannot_answer_with_it_refuses(client, plain, more, returned):
+    """With the same error."""
+    with pytest.raises((TypeError, ValueError)) as expected:
+        respond(application(lambda: returned(plain), lazy=False))
+    with pytest.raises(type(expected.value)) as raised:
+        respond(application(lambda: returned(client)))
+    assert str(raised.value) == str(expected.value)
+
+
+def test_a_session_goes_on(client, data):
+    """The next request finds plain values in it."""
+    seen = []
+
+    def view():
+        seen.append(dict(flask.session))
+        flask.session["text"] = client.get("text")
+        flask.session["count"] = client.incr("count")
+        return "text"
+
+    http = application(view).test_client()
+    for _ in range(2):
+        http.get("/")
+    assert seen == [{}, {"text": "héllo", "count": 4}]
+    assert {type(value) for value in seen[1].values()} == {str, int}
+
+
+def test_a_session_that_was_not_changed_is_not_touched(client, data):
+    """Or responses would vary by their cookies."""
+    app = application(lambda: client.get("text"))
+    assert "Vary" not in app.test_client().get("/").headers
+
+
+def test_a_second_installation_does_nothing():
+    app = application(lambda: "text")
+    before = dict(vars(app))
+    install(app)
+    assert vars(app) == before
+
+
+def test_applications_do_not_share_a_session_interface():
+    """Flask's own is one object for all of them."""
+    other = flask.Flask(__name__)
+    application(lambda: "text")
+    assert "save_session" not in vars(other.session_interface)
+
+
+def test_the_limits_of_each_request(client, proxy, plain):
+    app = flask.Flask(__name__)
+    install(app, max_commands=2)
+
+    @app.get("/")
+    def view():
+        for number in range(5):
+            client.rpush("list", number)
+        return "text"
+
+    assert app.test_client().get("/").text == "text"
+    assert proxy.names == [["RPUSH"] * 2, ["RPUSH"] * 2, ["RPUSH"]]
+
+
+def test_functions_around_a_view_share_its_round_trip(client, proxy, data):
+    """Before it, after it, and the session's."""
+
+    def view():
+        client.rpush("log", "view")
+        flask.session["text"] = client.get("text")
+        return "text"
+
+    app = application(view)
+    app.before_request(lambda: client.rpush("log", "before") and None)
+
+    @app.after_request
+    def after(response):
+        client.rpush("log", "after")
+        return response
+
+    assert app.test_client().get("/").text == "text"
+    assert proxy.names == [["RPUSH"], ["RPUSH", "GET", "RPUSH"]]
+
+
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize(
     "content",
@@ -161,40 +355,173 @@ def test_loads_is_flasks():
     assert application(lambda: "").json.loads('{"a": [1]}') == {"a": [1]}
 
 
-def test_a_failed_future_is_an_error_of_its_view(client, data):
-    """`jsonify` needs the value, so the application's handler is asked."""
-    app = application(lambda: flask.jsonify(length=client.llen("text")))
+def failing_dict(redis):
+    return {"length": redis.llen("text")}
+
+
+def failing_headers(redis):
+    return "text", {"X-Length": redis.llen("text")}
+
+
+def failing_session(redis):
+    flask.session["length"] = redis.llen("text")
+    return "text"
+
+
+def failing_unseen(redis):
+    redis.llen("text")
+    return "all is well"
+
+
+def failing_unseen_before_a_stream(redis):
+    redis.llen("text")
+    return iter(["all", "is", "well"])
+
+
+def failing_after_the_view(redis):
+    @flask.after_this_request
+    def count(response):
+        redis.llen("text")
+        return response
+
+    return "all is well"
+
+
+FAILING = {
+    "bare": lambda redis: redis.llen("text"),
+    "dict": failing_dict,
+    "list": lambda redis: [redis.llen("text")],
+    "body of a tuple": lambda redis: (failing_dict(redis), 201),
+    "headers": failing_headers,
+    "jsonify": lambda redis: flask.jsonify(redis.llen("text")),
+    "template": lambda redis: flask.render_template_string("{{ n }}", n=redis.llen("text")),
+    "unseen": failing_unseen,
+    "unseen before a stream": failing_unseen_before_a_stream,
+    "after the view": failing_after_the_view,
+    "session": failing_session,
+}
+# Flask asks no handler for a class of errors any more, as with an error that is raised there.
+LATE = {"headers", "after the view", "session"}
+
+
+@pytest.mark.parametrize("name", [name for name in FAILING if name not in LATE])
+def test_a_failed_command_goes_to_the_handler_of_its_error(client, proxy, data, name):
+    """As an error of the view does; the answer replaces what the view has returned."""
+    app = application(lambda: FAILING[name](client))
 
     @app.errorhandler(redis.ResponseError)
     def sorry(error):
         return {"sorry": str(error).split()[0], "notes": len(error.__notes__)}, 503
 
-    response = app.test_client().get("/")
-    assert (response.status_code, response.json) == (503, {"sorry": "WRONGTYPE", "notes": 1})
+    with app.test_client().get("/") as response:
+        assert (response.status_code, response.json) == (503, {"sorry": "WRONGTYPE", "notes": 1})
+    assert proxy.names == [["LLEN"]]
 
 
-def test_a_failed_future_in_a_dict_is_a_500(client, data):
-    """Flask makes a response of it after the view, where its handlers of last resort answer."""
-    app = application(lambda: {"length": client.llen("text")})
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failed_command_goes_to_the_handler_of_a_500(client, data, name, caplog):
+    """Where there is no other. Flask logs it, with its note of where it was called."""
+    app = application(lambda: FAILING[name](client))
     app.testing = False
 
     @app.errorhandler(500)
     def sorry(error):
         return {"sorry": type(error.original_exception).__name__}, 503
 
-    response = app.test_client().get("/")
-    assert (response.status_code, response.json) == (503, {"sorry": "ResponseError"})
+    with app.test_client().get("/") as response:
+        assert (response.status_code, response.json) == (503, {"sorry": "ResponseError"})
+    assert "queued at" in caplog.text
 
 
-def test_an_unseen_error_is_the_servers(client, data):
-    """It surfaces when the application has returned, so none of Flask's handlers is asked."""
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failed_command_is_a_500(client, data, name):
+    """Where the application has no handlers at all: Flask's page, no page of the server's."""
+    app = application(lambda: FAILING[name](client))
+    app.testing = False
+    with app.test_client().get("/") as response:
+        assert (response.status_code, response.mimetype) == (500, "text/html")
+        assert "Internal Server Error" in response.text
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failed_command_reaches_who_debugs(client, data, name):
+    """With testing, debugging or PROPAGATE_EXCEPTIONS."""
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        respond(application(lambda: FAILING[name](client)))
+
+
+def test_more_failures_are_notes_of_what_a_view_raises(client, data):
+    """Nobody else tells of them."""
 
     def view():
         client.llen("text")
-        return "all is well"
+        raise LookupError("of the view")
 
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+    with pytest.raises(LookupError) as raised:
         respond(application(view))
+    assert "Also failed: ResponseError: WRONGTYPE" in raised.value.__notes__[0]
+
+
+def test_a_failing_handler_of_errors_has_the_next_one(client, data):
+    """What it calls fails as well: that goes to the handler of a 500."""
+    app = application(lambda: failing_unseen(client))
+    app.testing = False
+
+    @app.errorhandler(redis.ResponseError)
+    def sorry(error):
+        client.hget("text", "field")
+        return "sorry"
+
+    @app.errorhandler(500)
+    def really_sorry(error):
+        return f"really sorry for {error.original_exception.__notes__[0][:4]}", 503
+
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (503, "really sorry for HGET")
+
+
+def test_failures_after_the_last_handler_are_logged(client, data, caplog):
+    """The 500 is sent: as when Redis is down, and what runs after each request needs it too."""
+    app = application(lambda: failing_unseen(client))
+    app.testing = False
+
+    @app.after_request
+    def count(response):
+        client.hget("text", "field")
+        return response
+
+    response = app.test_client().get("/")
+    assert response.status_code == 500
+    assert "unseen error in GET /: ResponseError: WRONGTYPE" in caplog.text
+    assert "(HGET text, queued at" in caplog.text
+
+
+def test_a_server_that_is_gone_is_a_500(data):
+    """Flask's own, though all commands fail."""
+    nowhere = autobatch.Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    app = application(lambda: {"text": nowhere.get("text")})
+    app.testing = False
+
+    @app.before_request
+    def count():
+        nowhere.incr("requests")
+
+    @app.after_request
+    def count_again(response):
+        nowhere.incr("responses")
+        return response
+
+    with app.test_client().get("/") as response:
+        assert (response.status_code, response.mimetype) == (500, "text/html")
+    nowhere.close()
+
+
+def test_by_hand_an_unseen_error_is_the_servers(client, data):
+    """It surfaces when the application has returned, so none of Flask's handlers is asked."""
+    app = application(lambda: failing_unseen(client), by_hand=True)
+    app.testing = False
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        respond(app)
 
 
 def test_a_streamed_response_is_in_its_requests_scope(client, proxy, data):
@@ -213,7 +540,10 @@ def test_a_streamed_response_is_in_its_requests_scope(client, proxy, data):
 
 
 def test_what_runs_after_a_request_is_in_its_scope(client, proxy, plain):
-    """Functions for its teardown, and for when the response is closed."""
+    """Functions for its teardown, and for when the response is closed.
+
+    They come when Flask cannot answer an error any more, so what waits has been sent by then.
+    """
 
     def view():
         client.rpush("log", "view")
@@ -222,12 +552,17 @@ def test_what_runs_after_a_request_is_in_its_scope(client, proxy, plain):
         return response
 
     app = application(view)
-    app.teardown_request(lambda error: client.rpush("log", "teardown"))
+
+    @app.teardown_request
+    def teardown(error):
+        client.rpush("log", "teardown")
+        client.rpush("log", "-")
+
     response = app.test_client().get("/")
     assert response.data == b"done"
     response.close()
-    assert plain.lrange("log", 0, -1) == ["view", "teardown", "closed"]
-    assert proxy.names == [["RPUSH", "RPUSH"], ["RPUSH"]]
+    assert plain.lrange("log", 0, -1) == ["view", "teardown", "-", "closed"]
+    assert proxy.names == [["RPUSH"], ["RPUSH", "RPUSH"], ["RPUSH"]]
 
 
 def test_a_file_is_sent(client, plain, tmp_path):
@@ -243,11 +578,50 @@ def test_a_file_is_sent(client, plain, tmp_path):
     assert plain.get("called") == "yes"
 
 
-def test_the_example(server, plain):
-    """Its docstring tells what it answers; each request is one round trip."""
-    with serve("examples.flask_app", redis_port=server, cwd=ROOT) as site:
+GUNICORN = ["gunicorn", "examples.flask_app:app", "--bind", "127.0.0.1:0", "--worker-class"]
+SERVERS = {
+    "its own": ["examples.flask_app"],
+    "flask run": ["flask", "--app", "examples.flask_app", "run", "--port", "0"],
+    "flask debugging": [
+        *("flask", "--app", "examples.flask_app", "run", "--port", "0"),
+        *("--debug", "--no-reload"),
+    ],
+    "gunicorn": [*GUNICORN, "sync"],
+    "gunicorn threads": [*GUNICORN, "gthread", "--threads", "4"],
+    "gunicorn gevent": [*GUNICORN, "gevent"],
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_example(server, plain, name):
+    """Its docstring tells what it answers; each request is one round trip, under any server."""
+    for needed in {"gunicorn", "gevent"} & set(SERVERS[name]):
+        pytest.importorskip(needed)
+    with serve(*SERVERS[name], redis_port=server, cwd=ROOT) as site:
         plain.flushall()
         site.forget()
-        assert site.http.post("/guests/ada").text == '{"name":"ada","visits":1}\n'
-        assert site.get("/").text == '{"guests":["ada"],"views":1,"visits":{"ada":"1"}}\n'
+        answer = site.http.post("/guests/ada")
+        assert (answer.status_code, answer.json()) == (200, {"name": "ada", "visits": 1})
+        answer = site.get("/")
+        assert answer.json() == {"guests": ["ada"], "views": 1, "visits": {"ada": "1"}}
         assert site.proxy.names == [["LPUSH", "LTRIM", "HINCRBY"], ["INCRBY", "LRANGE", "HGETALL"]]
+        # Requests at the same time share nothing.
+        site.forget()
+        with ThreadPoolExecutor(8) as pool:
+            names = [f"guest{number}" for number in range(24)]
+            answers = list(pool.map(lambda name: site.http.post(f"/guests/{name}").json(), names))
+        assert answers == [{"name": name, "visits": 1} for name in names]
+        assert site.proxy.names == [["LPUSH", "LTRIM", "HINCRBY"]] * 24
+
+
+def test_an_error_under_a_server(server, plain):
+    """Flask's page, and in the log what failed where; the worker goes on."""
+    with serve(*SERVERS["gunicorn"], redis_port=server, cwd=ROOT) as site:
+        plain.flushall()
+        plain.set("example:guests", "no list")
+        assert site.http.post("/guests/ada").status_code == 500
+        assert site.logs("ResponseError: WRONGTYPE")
+        assert "LPUSH example:guests, queued at" in site.log
+        assert "in sign" in site.log
+        plain.delete("example:guests")
+        assert site.http.post("/guests/ada").json() == {"name": "ada", "visits": 2}

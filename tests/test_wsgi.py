@@ -299,6 +299,23 @@ def test_a_flush_precedes_each_chunk(client, plain):
     body.close()
 
 
+@pytest.mark.parametrize("body", [list, iter, lambda chunks: (chunk for chunk in chunks)])
+def test_chunks_may_be_futures(client, proxy, plain, body):
+    """Servers look at the real type of what they write."""
+    plain.set("count", 3)
+    plain.set("other", "text")
+    expected = [plain.dump("count"), b"-", plain.dump("other")]
+
+    def app(environ, start_response):
+        return body([client.dump("count"), b"-", client.dump("other")])
+
+    served = call(BatchMiddleware(app))
+    chunks = list(served)
+    assert chunks == expected
+    assert [type(chunk) for chunk in chunks] == [bytes] * 3
+    assert proxy.names == [["DUMP", "DUMP"]]
+
+
 def test_a_body_is_iterated_and_closed_in_its_own_context():
     """The same context, and the same scope, for all that belongs to a request."""
     variable = contextvars.ContextVar("variable", default="untouched")
