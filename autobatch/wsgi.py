@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 # In the request's environment: it is batched already, by a middleware outside this one.
-_MARK = "autobatch.scope"
+MARK = "autobatch.scope"
 
 
 class BatchMiddleware:
@@ -52,7 +52,7 @@ class BatchMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, as WSGI wants it."""
-        if _MARK in environ:
+        if MARK in environ:
             return self.app(environ, start_response)
         context = contextvars.copy_context()
         return context.run(self._respond, context, environ, start_response)
@@ -65,7 +65,7 @@ class BatchMiddleware:
     ) -> Iterable[bytes]:
         step_aside()
         own = own_scope(_name_of, environ, self._max_commands, self._max_bytes)
-        environ[_MARK] = own
+        environ[MARK] = own
         ambient.set(own)  # in the request's own context, which ends with it
         try:
             body = self.app(environ, start_response)
@@ -90,7 +90,7 @@ class BatchMiddleware:
             surface(failures + own.close())
         if own.closed:
             return body
-        return _Body(body, context, own, _name_of(environ))
+        return Body(body, context, own, _name_of(environ))
 
 
 def _name_of(environ: WSGIEnvironment) -> str:
@@ -112,20 +112,35 @@ def _nothing() -> None:
     pass
 
 
-class _Body:
+class Body:
     """A body whose chunks are made inside the request's context and scope."""
 
     def __init__(
-        self, body: Iterable[bytes], context: contextvars.Context, own: OwnScope, name: str
+        self,
+        body: Iterable[bytes],
+        context: contextvars.Context,
+        own: OwnScope,
+        name: str,
+        *,
+        started: bool = False,
     ) -> None:
+        """Wrap `body`.
+
+        Args:
+            body: what the application has returned.
+            context: the request's.
+            own: the request's scope.
+            name: what to call the request in the log.
+            started: the response cannot change any more, so errors are logged.
+        """
         self._body = body
         self._chunks: Iterator[bytes] | None = None
         self._run = context.run
         self._own = own
         self._name = name
-        self._started = False
+        self._started = started
 
-    def __iter__(self) -> _Body:
+    def __iter__(self) -> Body:
         return self
 
     def __next__(self) -> bytes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
@@ -76,3 +78,12 @@ def _stream(client: redis.Redis, key: Any) -> Any:
     entries = [fields for _, fields in client.xrange(key)]
     groups = [(group["name"], group["pending"]) for group in client.xinfo_groups(key)]
     return entries, groups
+
+
+def run_documentation(name: str, **namespace: object) -> dict[str, object]:
+    """Run the Python code of a page in docs/, block by block; return the names that it makes."""
+    namespace["__name__"] = "__main__"
+    page = Path(__file__).parent.parent / "docs" / f"{name}.md"
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, str(page), "exec"), namespace)
+    return namespace

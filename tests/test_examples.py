@@ -62,8 +62,8 @@ def example(proxy, client, monkeypatch):
 
 def test_these_are_all():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    # The applications are served by test_starlette.py, test_flask.py and test_asgi_asyncio.py.
-    applications = {"asyncio_app", "flask_app", "starlette_app"}
+    # The applications are served by the tests of their frameworks, and by test_asgi_asyncio.py.
+    applications = {"asyncio_app", "django_app", "flask_app", "quart_app", "starlette_app"}
     assert modules == {*NAMES, "cluster", "__init__", "server", *applications}
 
 

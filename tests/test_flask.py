@@ -26,6 +26,7 @@ from redis.retry import Retry  # noqa: E402
 
 from autobatch.integrations.flask import JSONProvider, install  # noqa: E402
 from autobatch.testing import free_port  # noqa: E402
+from common import run_documentation  # noqa: E402
 from serving import serve  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -625,3 +626,16 @@ def test_an_error_under_a_server(server, plain):
         assert "in sign" in site.log
         plain.delete("example:guests")
         assert site.http.post("/guests/ada").json() == {"name": "ada", "visits": 2}
+
+
+def test_the_documentation(proxy, plain):
+    """Its code runs, and does what it says."""
+    url = f"redis://127.0.0.1:{proxy.port}"
+    names = run_documentation("flask", REDIS_URL=url, redis_py=redis)
+    http = names["app"].test_client()
+    assert http.get("/").json == {"views": 1, "guests": []}
+    assert proxy.names == [["EXPIRE", "INCRBY", "LRANGE"]]
+    plain.set("guests", "no list")
+    answer = http.get("/")
+    assert (answer.status_code, answer.json) == (503, {"error": "try again later"})
+    names["redis"].close()

@@ -52,6 +52,8 @@ ORDER = [
     "asgi",
     "wsgi",
     "integrations.flask",
+    "integrations.quart",
+    "integrations.django",
     "testing.faults",
     "testing.proxy",
     "testing.cluster",

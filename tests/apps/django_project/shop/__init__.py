@@ -1,0 +1,1 @@
+"""An application with a view, a command, and tests of both."""
