@@ -39,9 +39,11 @@ def data(plain):
     plain.rpush("list", "a", "b")
 
 
-def application(view, *, lazy=True, testing=True):
+def application(view, *, lazy=True, testing=True, debug=False):
     """Return a Quart application of one view, set up by one line or not at all."""
     app = quart.Quart(__name__)
+    app.debug = debug
+    app.config["PROPAGATE_EXCEPTIONS"] = debug or None  # Quart before 0.21 goes by this
     app.secret_key = "for sessions"
     app.testing = testing  # errors reach the test
     if lazy:
@@ -50,7 +52,7 @@ def application(view, *, lazy=True, testing=True):
     return app
 
 
-def respond(view, port, *, lazy=True, testing=True, set_up=lambda app, client: None):
+def respond(view, port, *, set_up=lambda app, client: None, lazy=True, **kind_of_application):
     """Return the status, headers and body of the response of a view, which has a client."""
 
     async def main():
@@ -60,7 +62,7 @@ def respond(view, port, *, lazy=True, testing=True, set_up=lambda app, client: N
             async def bound():
                 return await view(client)
 
-            app = application(bound, lazy=lazy, testing=testing)
+            app = application(bound, lazy=lazy, **kind_of_application)
             set_up(app, client)
             response = await app.test_client().get("/")
             return response.status, list(response.headers), await response.get_data()
@@ -244,7 +246,7 @@ def test_a_failed_command_is_a_500(proxy, data, view, caplog):
 @pytest.mark.parametrize("view", [failing_dict, failing_tuple, failing_unseen])
 def test_a_failed_command_has_quarts_page_for_debugging(proxy, data, view):
     """It shows the `str` of all local variables, so none may be a Future that has failed."""
-    status, _, body = respond(view, proxy.port)
+    status, _, body = respond(view, proxy.port, testing=False, debug=True)
     assert status[:3] == "500"
     assert b"<h1>ResponseError <span>WRONGTYPE" in body
 
