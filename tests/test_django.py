@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import datetime as dt
 import json
 import os
@@ -518,12 +519,18 @@ def test_inside_the_middleware_of_the_server(client, proxy, data, caplog):
     site["view"] = lambda request: failing_free(client)
     statuses = []
     with project(lazy=True):
-        app = WsgiMiddleware(WSGIHandler())
+        handler = WSGIHandler()
+
+        def counting(environ, start_response):
+            client.incr("requests")
+            return handler(environ, start_response)
+
+        app = WsgiMiddleware(counting)
         environ = Client()._base_environ()
         body = app(dict(environ), lambda status, headers: statuses.append(status))
         assert b"".join(body) == b"all is well"
         body.close()
-        assert proxy.names == [["RPUSH"]]
+        assert proxy.names == [["INCRBY", "RPUSH"]]
         site["view"] = lambda request: failing_unseen(client)
         body = app(dict(environ), lambda status, headers: statuses.append(status))
         assert b"".join(body) == b"handler500"
@@ -703,19 +710,63 @@ def test_an_asynchronous_stream(proxy, data):
 
 
 def test_a_failure_in_an_asynchronous_stream(proxy, data, caplog):
-    """It is logged, and the stream goes on."""
+    """It is logged at once, and the stream goes on."""
 
     async def answer(request, client):
         async def chunks():
             yield "first "
             client.llen("text")
             yield "second "
-            yield "third"
+            yield "third" if caplog.records else "too early"
 
         return http.StreamingHttpResponse(chunks())
 
     assert arespond(proxy.port, answer)[3] == b"first second third"
     assert [record.name for record in caplog.records] == ["autobatch"]
+
+
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume synchronous iterators")
+def test_a_failure_in_a_synchronous_stream_of_an_asynchronous_project(client, proxy, data, caplog):
+    """It has started, so failures are logged from the first chunk on."""
+
+    async def answer(request, _):
+        def chunks():
+            client.llen("text")
+            yield "first "
+            yield "second"
+
+        return http.StreamingHttpResponse(chunks())
+
+    assert arespond(proxy.port, answer)[3] == b"first second"
+    assert [record.name for record in caplog.records] == ["autobatch"]
+
+
+def test_the_scope_of_an_asynchronous_stream_that_is_left_is_closed(proxy, plain):
+    """Whoever still meets it is outside any scope."""
+    contexts = []
+
+    async def main():
+        async with autobatch.asyncio.Redis(port=proxy.port) as client:
+
+            async def answer(request):
+                async def chunks():
+                    contexts.append(contextvars.copy_context())
+                    while True:
+                        yield "more"
+
+                return http.StreamingHttpResponse(chunks())
+
+            site["view"] = answer
+            response = await AsyncClient().get("/async")
+            async with contextlib.aclosing(aiter(response)) as chunks:
+                assert await anext(chunks) == b"more"
+            await asyncio.to_thread(response.close)
+            contexts[0].run(client.rpush, "log", "late")
+            await client.ping()
+
+    with project(lazy=True):
+        asyncio.run(main())
+    assert plain.lrange("log", 0, -1) == ["late"]
 
 
 def test_an_error_in_an_asynchronous_stream_has_failures_as_notes(proxy, data):
@@ -784,26 +835,34 @@ def asgi(app, port, view):
     yield messages
 
 
-def test_inside_the_middleware_of_the_asgi_server(proxy, data, caplog):
+def test_inside_the_middleware_of_the_asgi_server(client, proxy, data, caplog):
     """One scope, and errors are Django's all the same."""
     with project(lazy=True):
-        app = AsgiMiddleware(ASGIHandler())
+        handler = ASGIHandler()
+
+    async def counting(scope, receive, send):
+        client.incr("requests")
+        await handler(scope, receive, send)
+
+    async def visiting(request, _):
+        return failing_free(client)
+
+    app = AsgiMiddleware(counting)
     with asgi(app, proxy.port, visiting) as messages:
         assert b"".join(message.get("body", b"") for message in messages) == b"all is well"
-    assert proxy.names == [["RPUSH", "INCRBY"]]
+    assert proxy.names == [["INCRBY", "RPUSH"]]
     with asgi(app, proxy.port, failing_unawaited) as messages:
         assert (messages[0]["status"], messages[1]["body"]) == (500, b"handler500")
 
 
 def test_an_asynchronous_view_in_a_synchronous_project(proxy, data):
-    """Its loop ends with it, so it awaits what it has called: `@autobatch.batch` may do it."""
+    """Its loop ends with it, so it sends what it has called before: the decorator does it."""
+    client = autobatch.asyncio.Redis(port=proxy.port)
 
     @autobatch.batch(join=False)
     async def answer(request):
-        async with autobatch.asyncio.Redis(port=proxy.port) as client:
-            client.rpush("log", "view")
-            client.incr("views")
-            await autobatch.asyncio.flush()
+        client.rpush("log", "view")
+        client.incr("views")
         return http.HttpResponse("all is well")
 
     site["view"] = answer

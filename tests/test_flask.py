@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import functools
+import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import redis
 
 import autobatch
+import autobatch.asyncio
 from autobatch.wsgi import BatchMiddleware
 
 for needed in ("flask", "httpx"):
@@ -167,6 +169,10 @@ RETURNED = {
     "text of a status": lambda redis: ("text", redis.get("status")),
     "dict of headers": lambda redis: ("text", {"X-Name": redis.get("name")}),
     "list of headers": lambda redis: ("text", [("X-Name", redis.get("name"))]),
+    "headers of Flask's own response": lambda redis: (
+        flask.Response("text"),
+        {"X-Name": redis.get("name")},
+    ),
     "a hash of headers": lambda redis: ("text", redis.hgetall("hash")),
     "all of it": lambda redis: (
         {"text": redis.get("text")},
@@ -258,6 +264,20 @@ def test_a_session_that_was_not_changed_is_not_touched(client, data):
     """Or responses would vary by their cookies."""
     app = application(lambda: client.get("text"))
     assert "Vary" not in app.test_client().get("/").headers
+
+
+def test_a_session_is_saved_when_flask_would_save_it(client, data):
+    """A change deep inside it is not seen."""
+
+    def view():
+        if "list" in flask.session:
+            flask.session["list"].append(client.get("text"))
+        else:
+            flask.session["list"] = []
+        return "text"
+
+    http = application(view).test_client()
+    assert [("Set-Cookie" in http.get("/").headers) for _ in range(2)] == [True, False]
 
 
 def test_a_second_installation_does_nothing():
@@ -451,16 +471,25 @@ def test_a_failed_command_reaches_who_debugs(client, data, name):
         respond(application(lambda: FAILING[name](client)))
 
 
-def test_more_failures_are_notes_of_what_a_view_raises(client, data):
+@pytest.mark.parametrize("testing", [False, True])
+def test_more_failures_are_notes_of_what_a_view_raises(client, data, caplog, testing):
     """Nobody else tells of them."""
 
     def view():
         client.llen("text")
         raise LookupError("of the view")
 
-    with pytest.raises(LookupError) as raised:
-        respond(application(view))
-    assert "Also failed: ResponseError: WRONGTYPE" in raised.value.__notes__[0]
+    app = application(view)
+    app.testing = testing
+    expected = "LookupError: of the view\nAlso failed: ResponseError: WRONGTYPE"
+    if testing:
+        with pytest.raises(LookupError) as raised:
+            respond(app)
+        assert expected in "".join(traceback.format_exception(raised.value))
+    else:
+        respond(app)
+        assert expected in caplog.text
+        assert len(caplog.records) == 1
 
 
 def test_a_failing_handler_of_errors_has_the_next_one(client, data):
@@ -564,6 +593,33 @@ def test_what_runs_after_a_request_is_in_its_scope(client, proxy, plain):
     response.close()
     assert plain.lrange("log", 0, -1) == ["view", "teardown", "-", "closed"]
     assert proxy.names == [["RPUSH"], ["RPUSH", "RPUSH"], ["RPUSH"]]
+
+
+def test_asynchronous_views(client, proxy, plain):
+    """Each has an event loop of its own, which ends with it, so they await what they call."""
+    pytest.importorskip("asgiref")
+    asynchronous = autobatch.asyncio.Redis(port=proxy.port, decode_responses=True)
+
+    async def view():
+        client.incr("visits")
+        views, _ = asynchronous.incr("views"), asynchronous.expire("views", 60)
+        return {"views": await views, "visits": client.get("visits")}
+
+    app = application(view)
+    app.before_request(lambda: client.incr("requests") and None)
+
+    @app.get("/unawaited")
+    @autobatch.batch(join=False)
+    async def unawaited():
+        asynchronous.incr("views")
+        return "text"
+
+    http = app.test_client()
+    assert http.get("/").json == {"views": 1, "visits": "1"}
+    assert proxy.names == [["INCRBY"], ["INCRBY"], ["INCRBY", "EXPIRE"], ["GET"]]
+    assert http.get("/").json == {"views": 2, "visits": "2"}
+    assert http.get("/unawaited").text == "text"
+    assert plain.get("views") == "3"
 
 
 def test_a_file_is_sent(client, plain, tmp_path):

@@ -240,8 +240,6 @@ class JSONEncoder(DjangoJSONEncoder):
 
     def encode(self, o: Any) -> str:
         """Return `o` as JSON."""
-        if self.indent is not None:
-            o = resolve(o)  # json's encoder in Python takes a Future for what it seems to be
         return encoding.encode(o, super().encode)
 
 
