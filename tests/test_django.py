@@ -21,6 +21,7 @@ from redis.retry import Retry
 import autobatch
 import autobatch.asyncio
 from autobatch.asgi import BatchMiddleware as AsgiMiddleware
+from autobatch.report import Reason, subscribe
 from autobatch.testing import free_port
 from autobatch.wsgi import BatchMiddleware as WsgiMiddleware
 from common import eventually, run_documentation
@@ -491,6 +492,22 @@ def around(get_response):
         return response
 
     return middleware
+
+
+def test_what_is_recorded(client, proxy, data):
+    """The request's name, and why its batches have left."""
+
+    def answer(request):
+        client.incr("views")
+        return http.StreamingHttpResponse(client.echo("chunk") for _ in range(1))
+
+    with subscribe(on_scope=(told := []).append):
+        respond(answer)
+        arespond(proxy.port, visiting)
+        arespond(proxy.port, template_of_futures)
+    assert [scope.name for scope in told] == ["GET /", "GET /async", "GET /async"]
+    reasons = [[flush.reason for flush in scope.flushes] for scope in told]
+    assert reasons == [[Reason.RESPONSE, Reason.FORCED], [Reason.END], [Reason.RESPONSE]]
 
 
 def test_the_limits_of_each_request(client, proxy):

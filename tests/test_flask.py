@@ -27,6 +27,7 @@ from redis.backoff import NoBackoff  # noqa: E402
 from redis.retry import Retry  # noqa: E402
 
 from autobatch.integrations.flask import JSONProvider, install  # noqa: E402
+from autobatch.report import Reason, subscribe  # noqa: E402
 from autobatch.testing import free_port  # noqa: E402
 from common import run_documentation  # noqa: E402
 from serving import serve  # noqa: E402
@@ -620,6 +621,20 @@ def test_asynchronous_views(client, proxy, plain):
     assert http.get("/").json == {"views": 2, "visits": "2"}
     assert http.get("/unawaited").text == "text"
     assert plain.get("views") == "3"
+
+
+def test_what_is_recorded(client, data):
+    """The request's name, and why its batch has left."""
+
+    def view():
+        client.incr("views")
+        return "text"
+
+    app = application(view)
+    with subscribe(on_scope=(told := []).append):
+        app.test_client().get("/").close()
+    assert [scope.name for scope in told] == ["GET /"]
+    assert [flush.reason for flush in told[0].flushes] == [Reason.RESPONSE]
 
 
 def test_a_file_is_sent(client, plain, tmp_path):

@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 
 import autobatch
 import autobatch.asyncio
+from autobatch.report import Reason, subscribe
 from autobatch.testing import free_port
 
 for needed in ("quart", "httpx"):
@@ -294,6 +295,19 @@ def test_functions_around_a_view_share_its_round_trip(proxy, data):
 
     assert respond(view, proxy.port, set_up=set_up)[2] == b"text"
     assert proxy.names == [["RPUSH"] * 3]
+
+
+def test_what_is_recorded(proxy, data):
+    """The request's name, and why its batch has left."""
+
+    async def view(client):
+        client.incr("views")
+        return "text"
+
+    with subscribe(on_scope=(told := []).append):
+        respond(view, proxy.port)
+    assert [scope.name for scope in told] == ["GET /"]
+    assert [flush.reason for flush in told[0].flushes] == [Reason.RESPONSE]
 
 
 def test_a_stream_is_in_its_requests_scope(proxy, data):

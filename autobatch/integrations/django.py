@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,8 +22,10 @@ from autobatch.client import EagerRedis, Redis
 from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.integrations import encoding
 from autobatch.promise import Failure, printable
+from autobatch.recording import own_scope
+from autobatch.report import Reason
 from autobatch.resolve import resolve
-from autobatch.scope import OwnScope, Scope, ambient, log_unseen, open_scope, step_aside, surface
+from autobatch.scope import OwnScope, ambient, log_unseen, open_scope, step_aside, surface
 from autobatch.wsgi import MARK, Body
 
 
@@ -44,7 +45,7 @@ class BatchMiddleware:
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         """Wrap `get_response`, as Django asks of a middleware."""
         self.get_response = get_response
-        self._scope = functools.partial(OwnScope, **getattr(settings, "AUTOBATCH", {}))
+        self._limits = getattr(settings, "AUTOBATCH", {})
         self._asynchronous = iscoroutinefunction(get_response)
         if self._asynchronous:
             markcoroutinefunction(self)
@@ -70,13 +71,14 @@ class BatchMiddleware:
 
     def _flush_first(self, request: Any, response: Any) -> Any:  # noqa: ARG002
         scope = open_scope()
-        if scope is not None:
+        if isinstance(scope, OwnScope):
             _flush(scope)
         return response
 
     async def _aflush_first(self, request: Any, response: Any) -> Any:  # noqa: ARG002
         scope = open_scope()
-        if scope is not None:
+        if isinstance(scope, OwnScope):
+            scope.because(Reason.RESPONSE)
             await scope.aflush()
         return response
 
@@ -84,7 +86,7 @@ class BatchMiddleware:
 
     def _respond(self, request: Any) -> Any:
         step_aside()
-        request.META[MARK] = own = self._scope()
+        request.META[MARK] = own = own_scope(_name, request, **self._limits)
         token = ambient.set(own)
         try:
             response = self.get_response(request)
@@ -105,11 +107,12 @@ class BatchMiddleware:
         outer = open_scope()
         if outer is not None:
             await outer.astep_aside()
-        request.META[MARK] = own = self._scope()
+        request.META[MARK] = own = own_scope(_name, request, **self._limits)
         token = ambient.set(own)
         try:
             response = await self.get_response(request)
             if _is_streamed(response):
+                own.because(Reason.RESPONSE)
                 await own.aflush()
                 _answer(request, response, own.unseen())
                 _batch_chunks(request, response, own)
@@ -132,6 +135,7 @@ class BatchMiddleware:
 
     async def _ajoin(self, request: Any, outer: OwnScope) -> Any:
         response = await self.get_response(request)
+        outer.because(Reason.RESPONSE)
         await outer.aflush()
         _answer(request, response, outer.unseen())
         return response
@@ -146,12 +150,13 @@ def _is_streamed(response: Any) -> bool:
     return response.streaming and getattr(response, "file_to_stream", None) is None
 
 
-def _is_beside_a_loop(scope: Scope) -> bool:
+def _is_beside_a_loop(scope: OwnScope) -> bool:
     """Return whether this is a thread of synchronous middleware around an asynchronous view."""
     return scope.busy and scope.loop is not None and not scope.loop.is_closed()
 
 
-def _flush(scope: Scope) -> None:
+def _flush(scope: OwnScope) -> None:
+    scope.because(Reason.RESPONSE)
     if _is_beside_a_loop(scope):
         async_to_sync(scope.aflush)()
     else:
@@ -199,6 +204,7 @@ class _AsyncBody:
         token = ambient.set(self._own)
         try:
             chunk = await anext(self._chunks)
+            self._own.because(Reason.RESPONSE)
             await self._own.astep_aside()
         except StopAsyncIteration:
             log_unseen(await self._own.aclose(self._name), self._name)

@@ -14,8 +14,9 @@ from werkzeug.datastructures import Headers as PlainHeaders
 from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.integrations import encoding
 from autobatch.promise import printable
+from autobatch.report import Reason
 from autobatch.resolve import resolve
-from autobatch.scope import log_unseen, open_scope, surface
+from autobatch.scope import OwnScope, log_unseen, open_scope, surface
 from autobatch.wsgi import BatchMiddleware
 
 _NAME = "autobatch"  # among the application's extensions
@@ -161,21 +162,26 @@ def _full_dispatch_request(app: Any, original: Any, *args: Any) -> Any:
 def _handle_exception(original: Any, *args: Any) -> Any:
     """Answer an error that has no handler: as a 500, which is Flask's last word."""
     scope = open_scope()
-    if scope is not None:
-        scope.flush()
+    if isinstance(scope, OwnScope):
+        _send(scope)
         surface(scope.unseen(), args[-1])
     response = original(*args)
-    if scope is not None:
-        scope.flush()
+    if isinstance(scope, OwnScope):
+        _send(scope)
         log_unseen(scope.unseen(), printable(f"{request.method} {request.path}"))
     return response
 
 
 def _flush() -> None:
     scope = open_scope()
-    if scope is not None:
-        scope.flush()
+    if isinstance(scope, OwnScope):
+        _send(scope)
         surface(scope.unseen())
+
+
+def _send(scope: OwnScope) -> None:
+    scope.because(Reason.RESPONSE)
+    scope.flush()
 
 
 def _resolve_context(_: Flask, context: dict[str, Any], **__: Any) -> None:

@@ -23,7 +23,8 @@ from autobatch.integrations.flask import (
     resolve_variables,
 )
 from autobatch.promise import printable
-from autobatch.scope import aflush, log_unseen, open_scope, surface
+from autobatch.report import Reason
+from autobatch.scope import OwnScope, aflush, log_unseen, open_scope, surface
 
 _NAME = "autobatch"  # among the application's extensions
 # Since Quart 0.23.
@@ -103,21 +104,26 @@ async def _answer(app: Any, context: tuple[Any, ...], error: Exception) -> Any:
 async def _handle_exception(original: Any, *args: Any) -> Any:
     """Answer an error that has no handler: as a 500, which is Quart's last word."""
     scope = open_scope()
-    if scope is not None:
-        await scope.aflush()
+    if isinstance(scope, OwnScope):
+        await _send(scope)
         surface(scope.unseen(), args[-1])
     response = await original(*args)
-    if scope is not None:
-        await scope.aflush()
+    if isinstance(scope, OwnScope):
+        await _send(scope)
         log_unseen(scope.unseen(), printable(f"{request.method} {request.path}"))
     return response
 
 
 async def _flush() -> None:
     scope = open_scope()
-    if scope is not None:
-        await scope.aflush()
+    if isinstance(scope, OwnScope):
+        await _send(scope)
         surface(scope.unseen())
+
+
+async def _send(scope: OwnScope) -> None:
+    scope.because(Reason.RESPONSE)
+    await scope.aflush()
 
 
 async def _resolve_context(_: Quart, context: dict[str, Any], **__: Any) -> None:
