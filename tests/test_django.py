@@ -80,6 +80,11 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 TEMPLATES = {
+    "simple.html": (
+        "{% if a == None %}nothing{% endif %} {{ b|default:'-' }} {{ d.name }} {{ e|join:', ' }} "
+        "{% if d.name == 'Ada' %}yes{% endif %} {{ j.k|default:'-' }} {{ l|length }} {{ m|upper }} "
+        "{% for g in h %}{{ forloop.counter }}{{ g|upper }}{% endfor %} {{ i|add:1 }} {{ m }}"
+    ),
     "report.html": (
         "{% if a is None %}nothing{% endif %} {{ b|default_if_none:'c' }} {{ d.name }} "
         "{% if d.name == 'Ada' %}yes{% endif %} {{ e|join:', ' }} {{ f|json_script }} "
@@ -88,7 +93,7 @@ TEMPLATES = {
         "{% for row in rows %}"
         "{% if row.n is None %}none{% else %}{{ row.n }}{% endif %}{% endfor %}"
         "{% with x=a %}{{ x }}{% endwith %} {{ i|floatformat:2 }} {% firstof a i %}"
-    )
+    ),
 }
 
 
@@ -252,6 +257,19 @@ def test_templates(client, plain, proxy, data, rendered):
     assert respond(lambda request: rendered(request, context(client))) == plainly
     assert plainly[0] == 200
     assert b"nothing" in plainly[3]
+    assert proxy.round_trips == 1
+
+
+def test_templates_of_djangos_own_engine(client, plain, proxy, data):
+    """Most of what they do asks a value."""
+    engine = project(lazy=False).options["TEMPLATES"]
+    plainly = respond(lambda request: render(request, "simple.html", context(plain)), lazy=False)
+    plain.delete("other")
+    assert (
+        respond(lambda request: render(request, "simple.html", context(client)), TEMPLATES=engine)
+        == plainly
+    )
+    assert b"nothing - Ada" in plainly[3]
     assert proxy.round_trips == 1
 
 
