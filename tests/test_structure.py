@@ -48,6 +48,8 @@ ORDER = [
     "wrapping",
     "integrations",
     "integrations.encoding",
+    "integrations.graphql",
+    "integrations.strawberry",
     "integrations.starlette",
     "asgi",
     "wsgi",
