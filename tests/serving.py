@@ -92,7 +92,7 @@ def serve(*command: str, redis_port: int, cwd: Path = TESTS) -> Iterator[Site]:
                 stderr=output,
                 start_new_session=True,
             )
-        stack.callback(_end, process)
+        stack.callback(end, process)
         site = Site(_address(process, log), proxy, log)
         stack.enter_context(site.http)
         eventually(site.answers)
@@ -124,7 +124,8 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     return eventually(found).group()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and whatever it has started."""
     process.terminate()
     try:
         process.wait(PATIENCE)
