@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import json
 import re
 import sys
 import types
@@ -173,7 +174,8 @@ LEVELS = {
     "{ users { mustLength } count }": [2, 4],
     "{ users { name friend { mustLength name } } boss { name } }": [2, 9, 8],
     "{ boss { mustLength friend { name } } count }": None,  # where it ends depends on the version
-    "mutation { first second third: first }": [1, 1, 1],
+    # graphql-core 3.2 calls them all at once: Redis sees their order, as GraphQL wants it.
+    "mutation { first second third: first }": [1, 1, 1] if "executor_class" in OURS else [3],
 }
 
 
@@ -446,7 +448,9 @@ def test_events_of_a_subscription(data, proxy):
 
             schema.subscription_type.fields["users"].subscribe = events
             document = graphql.parse("subscription { users { name } }")
-            found = graphql.subscribe(schema, document, **OURS)
+            takes = inspect.signature(graphql.subscribe).parameters  # not always such a class
+            options = {name: OURS[name] for name in OURS if name in takes}
+            found = graphql.subscribe(schema, document, **options)
             found = await found if inspect.isawaitable(found) else found
             async with autobatch.batch():
                 return [event.data["users"] async for event in found]
@@ -559,9 +563,12 @@ def test_the_example(server, plain):
     with serve("examples.graphql_app", redis_port=server, cwd=ROOT) as site:
         plain.flushall()
         site.forget()
-        answers = [site.http.post("/", json={"query": query}).text for query in (befriend, people)]
+        answers = [
+            site.http.post("/", json={"query": query}).json() for query in (befriend, people)
+        ]
         source = (ROOT / "examples" / "graphql_app.py").read_text()
-        assert re.findall(r'^{"data".*', source, re.MULTILINE) == answers
+        promised = re.findall(r'^{"data".*', source, re.MULTILINE)
+        assert [json.loads(answer) for answer in promised] == answers
         assert site.proxy.names == [
             ["SADD", "SADD"],
             ["SMEMBERS"],
