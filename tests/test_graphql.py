@@ -361,11 +361,13 @@ def test_middleware_of_the_application_stays(execute, data, proxy, monkeypatch):
 def test_resolvers_see_no_event_loop(data, proxy):
     """Where there is none: what refuses to work in one, such as Django's models, works."""
     seen = []
+    django = pytest.importorskip("django.utils.asyncio").async_unsafe(lambda: None)
 
     def more(client):
         def name(user, info):
             with pytest.raises(RuntimeError):
                 asyncio.get_running_loop()
+            django()
             seen.append(user)
             return f"{client.hget(user, 'name')}"  # and no warning that it blocks a loop
 
@@ -391,6 +393,44 @@ def test_what_needs_an_event_loop_fails(options, data, client):
     with autobatch.batch(), pytest.raises(RuntimeError, match="failed to complete synchronously"):
         graphql.graphql_sync(schema, "{ users { name } count }", **OURS, **options)
     assert ended == ["count"]
+
+
+@pytest.mark.parametrize("execute", [synchronously, in_threads, asynchronously])
+def test_coroutine_functions_may_return_futures(execute, data, proxy):
+    """It makes no difference that nobody awaits them."""
+
+    def more(client):
+        async def users(_, info):
+            return client.lrange("users", 0, -1)
+
+        async def name(user, info):
+            return client.hget(user, "name")
+
+        async def names(_, info):
+            return [client.hget("user:0", "name"), "plain"]
+
+        return {"Query_users": users, "User_name": name, "Query_names": names}
+
+    result = execute(proxy.port, "{ users { name } names }", more)
+    assert result.data == {
+        "users": [{"name": name} for name in NAMES],
+        "names": ["name0", "plain"],
+    }
+    assert [len(exchange) for exchange in proxy.exchanges] == [2, 4]
+
+
+def test_a_synchronous_execution_in_an_event_loop(data, proxy):
+    """It blocks the loop, which is told of as ever, and is right."""
+
+    async def main():
+        with pytest.warns(autobatch.errors.BlockingFlushWarning):
+            result = synchronously(proxy.port, "{ users { name } }")
+        await asyncio.sleep(0)  # the loop goes on
+        return result
+
+    result = asyncio.run(tidy(main()))
+    assert result.data == {"users": [{"name": name} for name in NAMES]}
+    assert [len(exchange) for exchange in proxy.exchanges] == [1, 4]
 
 
 def test_an_asyncio_client_needs_a_loop(data, proxy):
@@ -554,6 +594,24 @@ def test_strawberry(execute, data, proxy, caplog):
         ["users", number, "length"] for number in range(4)
     ]
     assert [len(exchange) for exchange in proxy.exchanges] == [6, 12, 4]
+
+
+def test_a_synchronous_view(server, data):
+    """Under gunicorn, with real requests: errors are GraphQL's, and no error of the server."""
+    pytest.importorskip("flask")
+    command = ["gunicorn", "apps.graphql_wsgi:app", "--bind", "127.0.0.1:0", "--threads", "2"]
+    with serve(*command, redis_port=server) as site:
+        site.forget()
+        response = site.http.post("/", json={"query": "{ users { name friend { name length } } }"})
+        assert response.status_code == 200
+        assert response.json()["data"]["users"][3] == {
+            "name": "name3",
+            "friend": {"name": "name0", "length": None},
+        }
+        assert [error["path"] for error in response.json()["errors"]] == [
+            ["users", number, "friend", "length"] for number in range(4)
+        ]
+        assert [len(exchange) for exchange in site.proxy.exchanges] == [1, 8, 8]
 
 
 def test_the_example(server, plain):

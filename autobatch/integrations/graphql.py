@@ -18,7 +18,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Coroutine, Generator, Iterator, ValuesView
-from types import CoroutineType
+from types import CoroutineType, NoneType
 from typing import Any
 
 from graphql import get_nullable_type, is_list_type
@@ -38,6 +38,7 @@ __all__ = ["BatchExecutor", "Batching", "DefaultExecutor"]
 # For those who write event loops; the first one never raises.
 _running_loop = asyncio._get_running_loop  # noqa: SLF001
 _set_running_loop = asyncio._set_running_loop  # noqa: SLF001
+_PLAIN = frozenset({NoneType, bool, int, float, str, dict})
 
 
 class Batching:
@@ -49,13 +50,15 @@ class Batching:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         executor: Any = self
+        # graphql_sync() tells it to take nothing for awaitable.
+        self._synchronous = not executor.is_awaitable(_Awaitable())
         executor.middleware_manager = _Resolvers(executor.middleware_manager)
         executor.is_awaitable = functools.partial(_is_awaitable, executor.is_awaitable)
 
     def execute_operation(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the operation; where no event loop runs, do all of it before returning."""
         result = super().execute_operation(*args, **kwargs)  # type: ignore[misc]  # a mixin
-        if _running_loop() is None and type(result) is CoroutineType:
+        if type(result) is CoroutineType and (self._synchronous or _running_loop() is None):
             return _Levels().run(result)  # type: ignore[abstract]
         return result
 
@@ -81,10 +84,26 @@ class _Resolvers:
 
 
 def _resolve(resolver: Callable[..., Any], source: Any, info: Any, /, **args: Any) -> Any:
-    with _outside_levels():
+    loop = _running_loop()
+    if type(loop) is not _Levels:
         value = resolver(source, info, **args)
-        returns_list = is_list_type(get_nullable_type(info.return_type))
-        return _awaitable(value, returns_list=returns_list)
+    else:  # synchronous code may refuse to work in an event loop, and there is none
+        _set_running_loop(loop.around)
+        try:
+            value = resolver(source, info, **args)
+        finally:
+            _set_running_loop(loop)
+    if type(value) in _PLAIN:
+        return value
+    returns_list = is_list_type(get_nullable_type(info.return_type))
+    if type(value) is CoroutineType:
+        return _following(value, returns_list=returns_list)
+    return _awaitable(value, returns_list=returns_list)
+
+
+async def _following(coroutine: Coroutine[Any, Any, Any], *, returns_list: bool) -> Any:
+    value = _awaitable(await coroutine, returns_list=returns_list)
+    return await value if type(value) is _Waiting else value
 
 
 def _awaitable(value: Any, *, returns_list: bool) -> Any:
@@ -141,15 +160,25 @@ def _look(promise: Promise) -> None:
         promise.outcome.look()
 
 
+class _Awaitable:
+    def __await__(self) -> Generator[Any, None, None]:
+        raise NotImplementedError
+
+
 def _is_awaitable(is_awaitable: Callable[[Any], bool], value: Any) -> bool:
     # A synchronous execution may assume that nothing is: it does not know of us.
     return type(value) is _Waiting or type(value) is CoroutineType or is_awaitable(value)
 
 
 class _Levels(asyncio.AbstractEventLoop):
-    """Just so much of an event loop as graphql-core's coroutines need, which do no I/O."""
+    """Just so much of an event loop as graphql-core's coroutines need, which do no I/O.
+
+    Attributes:
+        around: the real one, where a synchronous execution takes place in it.
+    """
 
     def __init__(self) -> None:
+        self.around = _running_loop()
         self._ready: collections.deque[Callable[[], Any]] = collections.deque()
         self._waiters: list[tuple[Promise, asyncio.Future[None]]] = []
 
@@ -177,7 +206,7 @@ class _Levels(asyncio.AbstractEventLoop):
             while self._ready:
                 self._ready.popleft()()
         finally:
-            _set_running_loop(None)
+            _set_running_loop(self.around)
 
     def waiter(self, promise: Promise) -> asyncio.Future[None]:
         """Return what is done when `promise` is settled."""
@@ -205,17 +234,3 @@ class _Levels(asyncio.AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Say nothing: what was left unfinished was so by an exception, which tells of it."""
-
-
-@contextlib.contextmanager
-def _outside_levels() -> Generator[None]:
-    """Let resolvers see that no event loop runs: synchronous code may refuse to work in one."""
-    loop = _running_loop()
-    if not isinstance(loop, _Levels):
-        yield
-        return
-    _set_running_loop(None)
-    try:
-        yield
-    finally:
-        _set_running_loop(loop)
