@@ -46,9 +46,9 @@ def meanwhile(function: Callable[[], object]) -> Iterator[None]:
         job.result(PATIENCE)
 
 
-def eventually(condition: Callable[[], T]) -> T:
-    """Return the result of `condition` as soon as it is true."""
-    deadline = time.monotonic() + PATIENCE
+def eventually(condition: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Return the result of `condition` as soon as it is true, within so many seconds."""
+    deadline = time.monotonic() + patience
     while not (result := condition()):
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autobatch.testing import Proxy
-from common import eventually
+from common import PATIENCE, eventually
 from serving import TESTS, end
 
 
@@ -91,5 +91,5 @@ def work(
             assert process.poll() is None, f"the worker ended:\n{worker.log}"
             return ready in worker.log
 
-        eventually(works)
+        eventually(works, 3 * PATIENCE)  # a worker imports much
         yield worker
