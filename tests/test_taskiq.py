@@ -33,15 +33,18 @@ def worker_of(broker):
 
 @pytest.fixture(scope="module", params=["tests", "plain"])
 def running(request, server, second_server):
-    """A worker; of the broker with our middleware first."""
-    name = {"tests": "broker", "plain": "plain_broker"}[request.param]
+    """A worker, of the broker with our middleware or of the one without."""
+    kind = request.param
+    command = worker_of(f"apps.taskiq_tasks:{'plain_broker' if kind == 'plain' else 'broker'}")
+    if kind == "processes":
+        command.append("--use-process-pool")
     with work(
-        *worker_of(f"apps.taskiq_tasks:{name}"),
+        *command,
         redis_port=server,
         queue_port=second_server,
         ready="Listening started",
     ) as worker:
-        worker.name = request.param
+        worker.name = "plain" if kind == "plain" else "tests"
         yield worker
 
 
@@ -176,6 +179,13 @@ async def test_what_waits_is_sent_before_a_task(proxy, plain):
         client.incr("number")
     assert seen == [(1, ["tea"], "tea"), (1, 2, "coffee")]
     assert proxy.names == [["SET", "INCRBY", "GET"], ["SET"], ["INCRBY"]]
+
+
+@pytest.mark.parametrize("running", ["processes"], indirect=True)
+def test_processes(run, worker):
+    """Where functions run in a pool of processes, which find them by their names."""
+    assert run("visit_in_a_thread", "ada") == 1
+    assert worker.proxy.names == [VISIT]
 
 
 def test_the_example(server, second_server, plain):
