@@ -67,10 +67,6 @@ def test_these_are_all():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     others = modules - {*NAMES, "__init__", "server"}
     assert [name for name in sorted(others) if f"examples.{name}" not in tests] == []
-    # These are run by the tests of their frameworks.
-    applications = {"asyncio_app", "flask_app", "graphql_app", "starlette_app"}
-    tasks = {"celery_tasks", "rq_tasks", "taskiq_tasks"}
-    assert modules == {*NAMES, "cluster", "__init__", "server", *applications, *tasks}
 
 
 @pytest.mark.parametrize("name", NAMES)
