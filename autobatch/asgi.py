@@ -58,6 +58,7 @@ class BatchMiddleware:
         if outer is not None:
             await outer.astep_aside()
         own = own_scope(_name_of, scope, self._max_commands, self._max_bytes)
+        own.loop = asyncio.get_running_loop()  # for asyncio clients that are called in a thread
         scope[_MARK] = own
         await connection(scope, receive, send, own).run(self.app)
 

@@ -8,7 +8,7 @@ import inspect
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.asyncio
 
@@ -17,14 +17,17 @@ from autobatch.aside import aside
 from autobatch.asyncio_cluster import RedisCluster
 from autobatch.command import Command
 from autobatch.funnel import BatchingScript, Funnel, names_himport, twin_of, without_futures
-from autobatch.future import AsyncFuture
+from autobatch.future import AsyncFuture, arrival
 from autobatch.recording import ran_alone, stray_scope
+from autobatch.resolve import replace, survey
 from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope
 from autobatch.scope import aflush as flush
 from autobatch.wire.mux import Wire
 from autobatch.wire.server import wires_of
 
-__all__ = ["Redis", "RedisCluster", "flush"]
+__all__ = ["Redis", "RedisCluster", "flush", "resolve"]
+
+T = TypeVar("T")
 
 
 class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.py; redis-py's own
@@ -210,3 +213,27 @@ class EagerRedis(Redis):
         if str(args[0]).upper() in self._awaited_callbacks:
             return await self._with_callback(stray, args, options)
         return await self._queue(stray, args, options)
+
+
+async def resolve(structure: T) -> T:
+    """Do as `autobatch.resolve` does, without blocking the event loop.
+
+    What waits is sent and awaited first, that of synchronous clients in a thread.
+
+    Args:
+        structure: as for `autobatch.resolve`.
+
+    Raises:
+        Exception: the error of the first command that failed.
+    """
+    scope = open_scope()
+    if scope is not None and scope.busy:
+        await scope.aflush()
+    found = survey(structure)
+    for future in found.futures:
+        # What functions given to map() have called comes in later waves.
+        while not future.done() and scope is not None and scope.busy:
+            await scope.aflush()
+        if type(future) is AsyncFuture:
+            await arrival(future)
+    return replace(structure, found)

@@ -140,6 +140,10 @@ class Future:
             return Future  # a record asks whether its one argument is a mapping
         return type(_promise(self).get())
 
+    @property
+    def __pydantic_serializer__(self) -> Any:
+        return _pydantic_serializer()  # only pydantic asks for it
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # Whoever loads it gets the plain value, and needs no autobatch.
         return operator.getitem, ((_promise(self).get(),), 0)
@@ -359,6 +363,13 @@ def promise_of(future: Future) -> Promise:
     return _promise(future)
 
 
+async def arrival(future: Future) -> None:
+    """Wait until an asyncio client's Future is settled. Its error, if it failed, stays in it."""
+    promise = _promise(future)
+    while promise.outcome is PENDING:
+        await _waiter(promise)
+
+
 def unwrap(value: T) -> T:
     """Return the plain value of a Future, and anything else as it is.
 
@@ -373,6 +384,15 @@ def unwrap(value: T) -> T:
     future: Any = value
     plain: T = _promise(future).get()
     return plain
+
+
+@functools.cache
+def _pydantic_serializer() -> Any:
+    """Return what serialises a Future as its value, by the rules for values of any type."""
+    from pydantic_core import SchemaSerializer, core_schema  # noqa: PLC0415  # it has asked for this
+
+    plainly = core_schema.plain_serializer_function_ser_schema(unwrap)
+    return SchemaSerializer(core_schema.any_schema(serialization=plainly))
 
 
 class _Mapped(Promise):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
 
-from autobatch.future import FUTURE_TYPES, unwrap
+from autobatch.future import FUTURE_TYPES, Future, unwrap
 
 T = TypeVar("T")
 
@@ -18,8 +19,8 @@ def resolve(structure: T) -> T:
 
     Args:
         structure: dicts (keys too), lists, tuples, named tuples, sets, frozensets and instances
-            of dataclasses, nested as deep as Python can recurse, also with cycles. Anything else
-            counts as a leaf.
+            of dataclasses, pydantic models, msgspec Structs and attrs classes, nested as deep as
+            Python can recurse, also with cycles. Anything else counts as a leaf.
 
     Returns:
         The same object where nothing in it was a Future; otherwise a copy, in which the parts
@@ -28,29 +29,25 @@ def resolve(structure: T) -> T:
     Raises:
         Exception: the error of the first command that failed.
     """
-    lazy = _containers_of_futures(structure)
-    return structure if not lazy else _Copier(lazy).copy(structure)
+    return replace(structure, survey(structure))
 
 
-def _children(thing: Any) -> list[Any]:
-    kind = type(thing)
-    if issubclass(kind, dict):
-        return [*thing.keys(), *thing.values()]
-    if issubclass(kind, (list, tuple, set, frozenset)):
-        return list(thing)
-    if dataclasses.is_dataclass(kind):
-        return [
-            getattr(thing, field.name)
-            for field in dataclasses.fields(thing)
-            if hasattr(thing, field.name)
-        ]
-    return []
+class Survey(NamedTuple):
+    """What there is of Futures in a structure.
+
+    Attributes:
+        futures: each of them once.
+        lazy: the ids of them, and of what contains one at any depth.
+    """
+
+    futures: list[Future]
+    lazy: set[int]
 
 
-def _containers_of_futures(structure: Any) -> set[int]:
-    """Return the ids of the Futures, and of what contains one at any depth."""
+def survey(structure: Any) -> Survey:
+    """Look for Futures in a structure, and force none."""
     parents: dict[int, list[int]] = {}
-    found: list[int] = []
+    futures: list[Future] = []
     visited: set[int] = set()
     stack = [structure]
     while stack:
@@ -59,18 +56,63 @@ def _containers_of_futures(structure: Any) -> set[int]:
             continue
         visited.add(id(thing))
         if type(thing) in FUTURE_TYPES:
-            found.append(id(thing))
+            futures.append(thing)
             continue
         for child in _children(thing):
             parents.setdefault(id(child), []).append(id(thing))
             stack.append(child)
     lazy: set[int] = set()
+    found = [id(future) for future in futures]
     while found:
         thing_id = found.pop()
         if thing_id not in lazy:
             lazy.add(thing_id)
             found.extend(parents.get(thing_id, ()))
-    return lazy
+    return Survey(futures, lazy)
+
+
+def replace(structure: T, found: Survey) -> T:
+    """Return a structure that was surveyed with every Future in it replaced by its value."""
+    return _Copier(found.lazy).copy(structure) if found.lazy else structure
+
+
+def _children(thing: Any) -> Iterable[Any]:
+    kind = type(thing)
+    if kind in _LEAVES:
+        return ()
+    if issubclass(kind, dict):
+        return [*thing.keys(), *thing.values()]
+    if issubclass(kind, (list, tuple, set, frozenset)):
+        return list(thing)
+    return [getattr(thing, name) for name in _fields_of(thing)]
+
+
+def _fields_of(thing: Any) -> list[str]:
+    """Return the names of the attributes that an instance of a class of fields has."""
+    kind = type(thing)
+    names: Iterable[str] = ()
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+    elif hasattr(kind, "__pydantic_fields_set__"):
+        names = [*vars(thing), "__pydantic_extra__"]
+    elif hasattr(kind, "__struct_fields__"):  # msgspec's
+        names = kind.__struct_fields__
+    elif hasattr(kind, "__attrs_attrs__"):
+        names = [field.name for field in kind.__attrs_attrs__]
+    return [name for name in names if hasattr(thing, name)]
+
+
+def _set_field(thing: Any, name: str, value: Any) -> None:
+    """Set an attribute of an instance of a class of fields, of a frozen one, too."""
+    kind = type(thing)
+    if hasattr(kind, "__struct_fields__"):
+        getattr(kind, name).__set__(thing, value)
+    else:
+        object.__setattr__(thing, name, value)
+
+
+# Most of what is met: each look at its class would cost more.
+_LEAVES = frozenset({str, bytes, int, float, bool, type(None)})
 
 
 class _Copier:
@@ -109,8 +151,6 @@ class _Copier:
             made.clear()
             made.update(self.copy(item) for item in thing)
         else:
-            for field in dataclasses.fields(thing):
-                if hasattr(thing, field.name):
-                    value = self.copy(getattr(thing, field.name))
-                    object.__setattr__(made, field.name, value)  # a frozen one, too
+            for name in _fields_of(thing):
+                _set_field(made, name, self.copy(getattr(thing, name)))
         return made

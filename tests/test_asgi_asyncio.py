@@ -60,6 +60,12 @@ def test_a_requests_round_trips(site, path, text, exchanges):
     assert site.proxy.names == exchanges
 
 
+def test_a_thread_that_forces_sends_what_asyncio_clients_wait_with(site, plain):
+    """There is no event loop in it: that of the request is meant."""
+    assert site.get("/thread/force").text == "1"
+    assert plain.get("ping") == "from an asyncio client"
+
+
 def test_outside_a_base_http_middleware_there_is_no_scope(site, plain):
     """Its commands leave by themselves; the endpoint's are batched all the same."""
     assert site.get("/around/outside/visit").text == "visited"

@@ -54,8 +54,15 @@ ORDER = [
     "integrations.celery",
     "integrations.rq",
     "integrations.taskiq",
+    "integrations.jinja",
+    "integrations.pydantic",
+    "integrations.returning",
     "integrations.starlette",
+    "integrations.starlette_sessions",
+    "integrations.starlette_templates",
     "asgi",
+    "integrations.fastapi",
+    "integrations.litestar",
     "wsgi",
     "integrations.flask",
     "integrations.quart",
@@ -80,6 +87,7 @@ ORDER = [
 # Frameworks are imported where it is known that they are there.
 INSIDE_FUNCTIONS = {
     "asgi": {"autobatch.integrations.starlette.error_response"},
+    "future": {"pydantic_core.SchemaSerializer", "pydantic_core.core_schema"},
     "lint.cli": {"autobatch.lint.fixing.fix"},
 }
 PRIVATE_NAMES_OF_REDIS_PY = "wire.connection"

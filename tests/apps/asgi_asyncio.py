@@ -47,6 +47,11 @@ def visiting_in_a_thread(request):
     return PlainTextResponse("visited")
 
 
+def forcing_in_a_thread(request):
+    redis.set("ping", "from an asyncio client")
+    return PlainTextResponse(f"{sync_redis.incr('visits')}")
+
+
 async def awaiting(request):
     visit()
     visits = await redis.get("visits")
@@ -215,6 +220,7 @@ AROUND = Middleware(BaseHTTPMiddleware, dispatch=call_around)
 ROUTES = [
     Route("/visit", visiting),
     Route("/thread", visiting_in_a_thread),
+    Route("/thread/force", forcing_in_a_thread),
     Route("/await", awaiting),
     Route("/gather", gathering),
     Route("/tasks", tasks),
