@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,8 @@ from litestar.middleware import DefineMiddleware
 from litestar.plugins import InitPlugin, ReceiveRoutePlugin
 from litestar.response import Template
 from litestar.routes import BaseRoute, HTTPRoute
+from litestar.utils.helpers import unwrap_partial
+from litestar.utils.sync import AsyncCallable
 
 from autobatch.asgi import BatchMiddleware
 from autobatch.integrations.returning import plain
@@ -25,7 +26,6 @@ class BatchPlugin(InitPlugin, ReceiveRoutePlugin):
     def __init__(self, *, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES) -> None:
         """Create the plugin; the limits are those of `autobatch.batch`."""
         self._limits = {"max_commands": max_commands, "max_bytes": max_bytes}
-        self._adopted: set[HTTPRouteHandler] = set()
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Add the middleware, outside the application's own."""
@@ -38,22 +38,28 @@ class BatchPlugin(InitPlugin, ReceiveRoutePlugin):
         if not isinstance(route, HTTPRoute):
             return
         for handler in route.route_handlers:
-            if handler not in self._adopted:  # it has several paths
-                self._adopted.add(handler)
-                handler._fn = _returning_plain(handler.fn, synchronous=handler.has_sync_callable)  # noqa: SLF001
+            if not isinstance(handler.fn, _ReturningPlain):  # it has several paths
+                handler._fn = _ReturningPlain(handler)  # noqa: SLF001  # no other way leads there
                 handler.has_sync_callable = False
 
 
-def _returning_plain(function: Callable[..., Any], *, synchronous: bool) -> Callable[..., Any]:
-    @functools.wraps(function)
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        returned = function(*args, **kwargs) if synchronous else await function(*args, **kwargs)
-        if isinstance(returned, Template):
+class _ReturningPlain(AsyncCallable):
+    """A handler's function, which returns no Futures. Litestar looks at `func` for its names."""
+
+    def __init__(self, handler: HTTPRouteHandler) -> None:
+        super().__init__(unwrap_partial(handler.fn))
+        self._function: Callable[..., Any] = handler.fn
+        self._synchronous = handler.has_sync_callable
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        returned = self._function(*args, **kwargs)
+        if not self._synchronous:
+            returned = await returned
+        kind = type(returned)  # isinstance() would force a Future
+        if issubclass(kind, Template):
             returned.context = await plain(returned.context)
-        elif isinstance(returned, Response):
+        elif issubclass(kind, Response):
             returned.content = await plain(returned.content)
         else:
             returned = await plain(returned)
         return returned
-
-    return wrapper
