@@ -58,9 +58,13 @@ def survey(structure: Any) -> Survey:
         if type(thing) in FUTURE_TYPES:
             futures.append(thing)
             continue
-        for child in _children(thing):
-            parents.setdefault(id(child), []).append(id(thing))
-            stack.append(child)
+        children = _children(thing)
+        if _LEAVES.issuperset(map(type, children)):
+            continue
+        for child in children:
+            if type(child) not in _LEAVES:
+                parents.setdefault(id(child), []).append(id(thing))
+                stack.append(child)
     lazy: set[int] = set()
     found = [id(future) for future in futures]
     while found:
@@ -78,8 +82,6 @@ def replace(structure: T, found: Survey) -> T:
 
 def _children(thing: Any) -> Iterable[Any]:
     kind = type(thing)
-    if kind in _LEAVES:
-        return ()
     if issubclass(kind, dict):
         return [*thing.keys(), *thing.values()]
     if issubclass(kind, (list, tuple, set, frozenset)):
@@ -111,7 +113,7 @@ def _set_field(thing: Any, name: str, value: Any) -> None:
         object.__setattr__(thing, name, value)
 
 
-# Most of what is met: each look at its class would cost more.
+# Most of what is met: it would cost more to look at each.
 _LEAVES = frozenset({str, bytes, int, float, bool, type(None)})
 
 
@@ -121,7 +123,7 @@ class _Copier:
         self._made: dict[int, Any] = {}
 
     def copy(self, thing: Any) -> Any:
-        if id(thing) not in self._lazy:
+        if type(thing) in _LEAVES or id(thing) not in self._lazy:
             return thing
         if id(thing) not in self._made:
             made = self._copy_lazy(thing)
@@ -132,7 +134,9 @@ class _Copier:
     def _copy_lazy(self, thing: Any) -> Any:
         kind = type(thing)
         if kind in FUTURE_TYPES:
-            return resolve(unwrap(thing))  # map() may have made a structure of Futures
+            value = unwrap(thing)
+            # map() may have made a structure of Futures.
+            return value if type(value) in _LEAVES else resolve(value)
         if issubclass(kind, tuple):
             items = [self.copy(item) for item in thing]
             return kind._make(items) if hasattr(kind, "_make") else kind(items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ needs_function_scope = pytest.mark.skipif(
     not fastapi_site.HAS_FUNCTION_SCOPE, reason="FastAPI 0.121's"
 )
 needs_streams = pytest.mark.skipif(not fastapi_site.HAS_STREAMS, reason="a newer FastAPI's")
+ROOT = Path(__file__).parent.parent
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -269,3 +271,19 @@ def test_installing_twice_changes_nothing():
     install(made)
     assert endpoints == [route.endpoint for route in made.routes if isinstance(route, APIRoute)]
     assert endpoints
+
+
+def test_the_example(server, plain):
+    """Its docstring tells what it answers; each request is one round trip."""
+    with serve("examples.fastapi_app", redis_port=server, cwd=ROOT) as site:
+        plain.flushall()
+        site.forget()
+        tea = '"name":"tea","price":3'
+        cake = '{"name":"cake","price":null,"views":1,"buyers":[]}'
+        added = site.http.put("/products/tea?price=3")
+        assert added.text == f'{{{tea},"views":0,"buyers":[]}}'
+        bought = site.http.post("/products/tea/buyers?user=ada")
+        assert bought.text == '{"bought":"tea","orders":1}'
+        assert site.get("/products").text == f'[{{{tea},"views":1,"buyers":["ada"]}},{cake}]'
+        product = ["HGET", "HINCRBY", "LRANGE"]
+        assert site.proxy.names == [["HSET", *product], ["HINCRBY", "LPUSH"], product * 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from apps.litestar_site import CONTENTS, KINDS, BatchPlugin, build  # noqa: E402
 from common import eventually  # noqa: E402
 from serving import serve  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 each_kind = pytest.mark.parametrize("kind", KINDS)
 # uvicorn closes the connection after an error, sooner or later.
 CLOSING = {"Connection": "close"}
@@ -189,3 +191,14 @@ def test_openapi_is_unchanged():
 
     assert told([BatchPlugin()]) == told([])
     assert len(told([])) > 10_000
+
+
+def test_the_example(server, plain):
+    """Its docstring tells what it answers; each request is one round trip."""
+    with serve("examples.litestar_app", redis_port=server, cwd=ROOT) as site:
+        plain.flushall()
+        site.forget()
+        played = site.http.post("/players/ada/3")
+        assert played.text == '{"name":"ada","score":3.0,"rank":0,"games":1}'
+        assert site.get("/").text == '{"games":"1","best":[["ada",3.0]]}'
+        assert site.proxy.names == [["ZINCRBY", "ZREVRANK", "INCRBY"], ["GET", "ZREVRANGE"]]

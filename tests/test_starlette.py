@@ -527,3 +527,7 @@ def test_the_example(server, plain):
         assert site.http.post("/guests/ada").text == '{"name":"ada","visits":1}'
         assert site.get("/").text == '{"views":1,"guests":["ada"],"visits":{"ada":"1"}}'
         assert site.proxy.names == [["LPUSH", "LTRIM", "HINCRBY"], ["INCRBY", "LRANGE", "HGETALL"]]
+        site.proxy.reset()
+        welcome = "<p>Guest 2, and 1 guests before you: ada.</p>"
+        assert [site.get("/page").text, site.get("/page").text] == [welcome] * 2
+        assert site.proxy.names == [["INCRBY", "LRANGE"], ["LRANGE"]]  # it knows its guest again

@@ -16,7 +16,9 @@ from litestar.utils.helpers import unwrap_partial
 from litestar.utils.sync import AsyncCallable
 
 from autobatch.asgi import BatchMiddleware
-from autobatch.integrations.returning import plain
+from autobatch.asyncio import resolve
+from autobatch.future import FUTURE_TYPES, unwrap
+from autobatch.integrations.returning import settle
 from autobatch.scope import MAX_BYTES, MAX_COMMANDS
 
 
@@ -30,6 +32,7 @@ class BatchPlugin(InitPlugin, ReceiveRoutePlugin):
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Add the middleware, outside the application's own."""
         middleware: Any = BatchMiddleware
+        app_config.type_encoders = {**_ENCODERS, **(app_config.type_encoders or {})}
         app_config.middleware.insert(0, DefineMiddleware(middleware, **self._limits))
         return app_config
 
@@ -55,11 +58,26 @@ class _ReturningPlain(AsyncCallable):
         returned = self._function(*args, **kwargs)
         if not self._synchronous:
             returned = await returned
+        await settle(_WAVES)  # an encoder cannot wait
         kind = type(returned)  # isinstance() would force a Future
         if issubclass(kind, Template):
-            returned.context = await plain(returned.context)
+            returned.context = await resolve(returned.context)
         elif issubclass(kind, Response):
-            returned.content = await plain(returned.content)
-        else:
-            returned = await plain(returned)
-        return returned
+            returned.content = unwrap(returned.content)
+        return unwrap(returned)
+
+
+def _encoder(kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # Litestar asks for the encoder of what a Future says is its class.
+    def encode(value: Any) -> Any:
+        return unwrap(value) if type(value) in FUTURE_TYPES else kind(value)
+
+    return encode
+
+
+_ENCODERS: dict[Any, Any] = {
+    **{kind: _encoder(kind) for kind in (bool, dict, list, tuple)},
+    **dict.fromkeys((type(None), *FUTURE_TYPES), unwrap),
+}
+# A task that was left behind may never stop calling.
+_WAVES = 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -37,12 +37,15 @@ def _serialize(value: Any, serialize: Any) -> Any:
     return serialize(unwrap(value))
 
 
-# `views: Lazy[int]`: the field takes an int, or a Future that it keeps as it is. No round trip is
-# taken for it until the model is serialised, or the value is used.
-Lazy: TypeAlias = Annotated[T, _KeepLazy()]
-
-# `views: Resolved[int]`: the field takes Futures, and holds their plain values.
-Resolved: TypeAlias = Annotated[T, BeforeValidator(resolve)]
+if TYPE_CHECKING:  # they take Futures, whose types nobody knows
+    Lazy: TypeAlias = T | Any
+    Resolved: TypeAlias = T | Any
+else:
+    # `views: Lazy[int]`: the field takes an int, or a Future that it keeps as it is. No round trip
+    # is taken for it until the model is serialised, or the value is used.
+    Lazy = Annotated[T, _KeepLazy()]
+    # `views: Resolved[int]`: the field takes Futures, and holds their plain values.
+    Resolved = Annotated[T, BeforeValidator(resolve)]
 
 
 class BatchModel(BaseModel):

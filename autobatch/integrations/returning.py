@@ -11,17 +11,30 @@ T = TypeVar("T")
 
 
 async def plain(returned: T) -> T:
-    """Flush, and return what a handler has returned with every Future replaced by its value.
+    """Settle what waits, and return what a handler has returned without any Future in it.
+
+    Raises:
+        Exception: the first error of a command that nobody has looked at.
+    """
+    await settle()
+    return await resolve(returned)
+
+
+async def settle(waves: int = 1) -> None:
+    """Send what waits, without blocking the event loop.
 
     So a command that failed does it while the handler still runs, as far as its framework can
     tell: its exception handlers and the dependencies that it cleans up see the error.
+
+    Args:
+        waves: how often at most. What functions given to map() have called waits afterwards.
 
     Raises:
         Exception: the first error of a command that nobody has looked at.
     """
     scope = open_scope()
     if scope is not None:
-        if scope.busy:
+        while scope.busy and waves:
+            waves -= 1
             await scope.aflush()
         surface(scope.unseen())
-    return await resolve(returned)
