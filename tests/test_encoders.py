@@ -437,6 +437,7 @@ def test_resolve_takes_models(client, data):
         assert plainly == Open(value=["3"], more=None)
         assert plainly.model_dump(exclude_unset=True) == {"value": ["3"], "more": None}
         assert type(lazily.more) is autobatch.Future
+        assert plainly.more is None
         assert autobatch.resolve(plainly) is plainly
 
 

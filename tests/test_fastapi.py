@@ -115,6 +115,7 @@ def test_a_status_without_a_body(site, kind):
     [
         pytest.param("object", marks=needs_streams),  # older ones want coroutine functions
         "partial",
+        "partial/after",
         pytest.param("decorated", marks=needs_streams),
     ],
 )

@@ -316,6 +316,7 @@ def build(*, installed=install, handlers=None):
         installed(made)
     for name, kind in rest:
         made.include_router(routes(**kind), prefix=f"/{name}")
+    made.get("/partial/after")(functools.partial(partial_endpoint, "value"))
     inner = APIRouter(prefix="/inner")
     inner.get("/dict")(lambda: CONTENTS["dict"](sync_redis))
     outer = APIRouter(prefix="/outer")

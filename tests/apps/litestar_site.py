@@ -68,7 +68,7 @@ CONTENTS = {
     "nested": lambda redis: {"a": [{"b": ({"c": redis.hgetall("hash")}, redis.get("text"))}]},
     "int": lambda redis: redis.incr("views"),
     "float": lambda redis: redis.zscore("scores", "ada"),
-    "bool": lambda redis: redis.set("other", 1),
+    "bool": lambda redis: [redis.set("other", 1)],
     "none": lambda redis: {"missing": redis.get("missing")},
     "set": lambda redis: redis.smembers("set"),
     "struct": lambda redis: Struct(redis.get("text"), [redis.zscore("scores", "ada")]),
