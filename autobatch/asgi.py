@@ -67,6 +67,12 @@ class _Answered(BaseException):
     """Ends an application whose response was replaced: nobody wants the rest of it."""
 
 
+def _is_answered(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):  # what a TaskGroup has made of it
+        return error.split(_Answered)[1] is None
+    return isinstance(error, _Answered)
+
+
 class _Connection:
     """One HTTP request, or one WebSocket."""
 
@@ -83,14 +89,15 @@ class _Connection:
         token = ambient.set(self._own)
         try:
             await app(self.scope, self.receive, self.send)
-        except _Answered:
-            log_unseen(await self._close(), self._name)
         except asyncio.CancelledError:
             log_unseen(await self._close(), self._name)  # nobody will see its notes
             raise
         except BaseException as error:
-            surface(await self._close(), error)
-            raise
+            failures = await self._close()
+            if not _is_answered(error):
+                surface(failures, error)
+                raise
+            log_unseen(failures, self._name)
         else:
             failures = await self._close()
             if self._started:

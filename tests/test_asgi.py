@@ -152,6 +152,15 @@ def test_the_applications_handler_answers_inside_a_base_http_middleware(site):
     assert site.proxy.names == [["INCRBY", *FAIL, "INCRBY"], ["INCRBY"]]
 
 
+def test_the_applications_handler_answers_what_a_task_group_sends(site):
+    """The group makes a group of what ends the response that was begun."""
+    raw = raw_request(site, "/handled/exact/fail/group")
+    assert raw.count(b"HTTP/1.1") == 1
+    assert raw.startswith(b"HTTP/1.1 503 ")
+    site.get("/async")  # by then the server has seen the end of the other one
+    assert "Traceback" not in site.log
+
+
 def test_the_applications_handler_answers_an_error_in_a_response_of_futures(site):
     """It is raised where the value is needed, before the response starts."""
     response = site.get("/handled/exact/json/fail")

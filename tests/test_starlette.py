@@ -446,15 +446,6 @@ def test_an_environment_of_jinja_takes_futures(client, plain, markup, source, au
         assert scope.stats.round_trips == 1
 
 
-def test_a_filter_takes_a_generator_of_futures(client, data):
-    environment = jinja2.Environment()
-    jinja.install(environment)
-    with autobatch.batch():
-        template = environment.from_string("{{ values|join(' ') }}")
-        values = (client.get(key) for key in ("count", "text"))
-        assert template.render(values=values) == "3 héllo"
-
-
 def test_an_environments_own_finalize_is_kept(client, data):
     environment = jinja2.Environment(finalize=lambda value: "-" if value is None else value)
     jinja.install(environment)

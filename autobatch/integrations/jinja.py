@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import GeneratorType
 from typing import Any
 
 from jinja2 import Environment
@@ -30,11 +29,6 @@ def install(environment: Environment) -> None:
 def _given_values(function: Any) -> Callable[..., Any]:
     @functools.wraps(function)  # Jinja's marks, too
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*map(_value, args), **kwargs)
+        return function(*map(resolve, args), **kwargs)
 
     return wrapper
-
-
-def _value(argument: Any) -> Any:
-    # What another filter makes one by one: `names|map("upper")|join`.
-    return map(unwrap, argument) if type(argument) is GeneratorType else resolve(argument)

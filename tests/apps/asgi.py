@@ -51,6 +51,19 @@ async def failing_endpoint(request):
     return PlainTextResponse("all is well")
 
 
+class GroupedResponse(PlainTextResponse):
+    """Sends itself in a task of a group."""
+
+    async def __call__(self, scope, receive, send):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(super().__call__(scope, receive, send))
+
+
+async def failing_endpoint_with_a_group(request):
+    fail()
+    return GroupedResponse("all is well")
+
+
 async def failing_endpoint_with_background(request):
     fail()
     return PlainTextResponse("all is well", background=BackgroundTask(redis.set, "paid", "yes"))
@@ -286,6 +299,7 @@ ROUTES = [
     Route("/async", async_endpoint),
     Route("/threadpool", threadpool_endpoint),
     Route("/fail", failing_endpoint),
+    Route("/fail/group", failing_endpoint_with_a_group),
     Route("/fail/background", failing_endpoint_with_background),
     Route("/raise", raising_endpoint),
     Route("/stream/async", async_chunks),
