@@ -57,6 +57,17 @@ def plain(server: int) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
+def data(plain: redis.Redis) -> None:
+    """Something of every kind in Redis."""
+    plain.set("text", "héllo")
+    plain.set("count", 3)
+    plain.hset("hash", mapping={"name": "Ada", "born": "1815"})
+    plain.rpush("list", "a", "b")
+    plain.sadd("set", "member")
+    plain.zadd("scores", {"ada": 1.5})
+
+
+@pytest.fixture
 def proxy(server: int, plain: redis.Redis) -> Iterator[Proxy]:
     """The witness: it counts commands and exchanges on their way to the server."""
     with Proxy(server) as proxy:

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import io
 import json
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -44,16 +46,6 @@ CONTENTS = {
     "no Future": lambda redis: {"é": [1, 2.5, None, True]},
 }
 each_content = pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-
-
-@pytest.fixture
-def data(plain):
-    """Something of every kind in Redis."""
-    plain.set("text", "héllo")
-    plain.set("count", 3)
-    plain.hset("hash", mapping={"name": "Ada", "born": "1815"})
-    plain.rpush("list", "a", "b")
-    plain.zadd("scores", {"ada": 1.5})
 
 
 def as_with_redis_py(client, plain, content, encode, plainly):
@@ -469,3 +461,13 @@ class BatchModelOfViews(BatchModel):
     """Of one field."""
 
     views: int
+
+
+def test_autobatch_itself_imports_none_of_them():
+    """An application that does not use one need not have it."""
+    code = "import sys, autobatch.integrations.encoding as e; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "autobatch" in imported
+    assert not imported & {"attrs", "fastapi", "litestar", "msgspec", "orjson", "pydantic"}
+    assert not imported & {"jinja2", "pydantic_core", "starlette"}

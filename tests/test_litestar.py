@@ -31,15 +31,9 @@ def served(server):
 
 
 @pytest.fixture
-def site(served, plain):
+def site(served, plain, data):
     """The application, with something of every kind in Redis, and nothing counted."""
-    plain.set("text", "héllo")
-    plain.set("count", 3)
     plain.set("pointer", "text")
-    plain.hset("hash", mapping={"name": "Ada", "born": "1815"})
-    plain.rpush("list", "a", "b")
-    plain.sadd("set", "member")
-    plain.zadd("scores", {"ada": 1.5})
     served.forget()
     yield served
     assert "BlockingFlushWarning" not in served.log

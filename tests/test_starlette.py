@@ -38,17 +38,6 @@ from serving import serve  # noqa: E402
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def data(plain):
-    """Something of every kind in Redis."""
-    plain.set("text", "héllo")
-    plain.set("count", 3)
-    plain.hset("hash", mapping={"name": "Ada", "born": "1815"})
-    plain.rpush("list", "a", "b")
-    plain.sadd("set", "member")
-    plain.zadd("scores", {"ada": 1.5})
-
-
 def send(response, calls=1):
     """Return the messages of a response that is made and sent inside a request.
 
