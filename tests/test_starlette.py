@@ -12,6 +12,7 @@ import redis
 
 import autobatch
 import autobatch.asyncio
+from autobatch import report
 from autobatch.asgi import BatchMiddleware
 
 for needed in ("httpx", "itsdangerous", "jinja2", "starlette", "uvicorn"):
@@ -200,6 +201,14 @@ def test_a_background_task_is_kept(client, plain, data):
 
     assert send(respond)[1]["body"] == b'{"count":"3"}'
     assert plain.get("background") == "done"
+
+
+def test_what_a_response_flushes_is_said_to_be_for_it(client, data):
+    """Not to be a wish of the program's."""
+    reasons = []
+    with report.subscribe(lambda flush: reasons.append(flush.reason)):
+        send(lambda: JSONResponse({"count": client.get("count")}))
+    assert reasons == [report.Reason.RESPONSE]
 
 
 def test_a_response_needs_no_scope():

@@ -16,8 +16,9 @@ from starlette.routing import get_name
 from autobatch.asgi import BatchMiddleware
 from autobatch.asyncio import resolve
 from autobatch.integrations.returning import plain
+from autobatch.report import Reason
 from autobatch.resolve import resolve as resolve_now
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS, open_scope, surface
+from autobatch.scope import MAX_BYTES, MAX_COMMANDS, open_scope, surface, whole_of
 
 _MARK = "__autobatch_plain__"
 
@@ -133,6 +134,7 @@ def _flush_in_thread() -> bool:
     """Flush; return whether asyncio clients take part, for whom only the loop can wait."""
     scope = open_scope()
     if scope is not None and scope.busy:
+        whole_of(scope).because(Reason.RESPONSE)
         scope.flush()
         return scope.busy
     return False

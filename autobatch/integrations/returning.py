@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from autobatch.asyncio import resolve
-from autobatch.scope import open_scope, surface
+from autobatch.report import Reason
+from autobatch.scope import open_scope, surface, whole_of
 
 T = TypeVar("T")
 
@@ -36,5 +37,6 @@ async def settle(waves: int = 1) -> None:
     if scope is not None:
         while scope.busy and waves:
             waves -= 1
+            whole_of(scope).because(Reason.RESPONSE)
             await scope.aflush()
         surface(scope.unseen())

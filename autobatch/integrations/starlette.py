@@ -24,7 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from autobatch.asyncio import resolve
 from autobatch.future import FUTURE_TYPES
 from autobatch.integrations import encoding
-from autobatch.scope import open_scope
+from autobatch.report import Reason
+from autobatch.scope import open_scope, whole_of
 
 _LATER = b"rendered when it is sent"
 
@@ -49,6 +50,7 @@ class LateResponse(Response):
         if self.body is _LATER:  # nobody has replaced it
             batching = open_scope()
             if batching is not None and batching.busy:
+                whole_of(batching).because(Reason.RESPONSE)
                 await batching.aflush()
             self.body = await self.render_late(self._content)
             if "content-length" in self.headers:
