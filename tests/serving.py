@@ -34,7 +34,9 @@ class Site:
 
     def __init__(self, url: str, proxy: Proxy, log: Path) -> None:
         self.url = url
-        self.http = httpx.Client(base_url=url, timeout=PATIENCE)
+        # A connection for each request: servers close theirs after an error, sooner or later.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE, limits=limits)
         self.get = self.http.get
         self.proxy = proxy
         self._log = log

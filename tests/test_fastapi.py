@@ -45,10 +45,6 @@ def site(served, plain, data):
     assert "Serializer" not in served.log  # pydantic warns of values that it did not expect
 
 
-# uvicorn closes the connection after an error, sooner or later.
-CLOSING = {"Connection": "close"}
-
-
 def names(site):
     return [sorted(exchange) for exchange in site.proxy.names]
 
@@ -170,7 +166,7 @@ def test_a_yield_dependency_of_the_function_ends_before_the_response(site, plain
 def test_a_yield_dependency_sees_an_error_that_nobody_looked_at(site, plain, kind, scope):
     """It can roll back, as with redis-py."""
     path = f"/{kind}/yield/{scope}/fail"
-    assert site.get(path, headers=CLOSING).status_code == 500
+    assert site.get(path).status_code == 500
     assert eventually(lambda: plain.lrange("seen", 0, -1)) == [f"{path}: ResponseError"]
     assert eventually(lambda: plain.get("in use") == "0")
 
@@ -195,7 +191,7 @@ def test_errors_of_background_tasks_are_logged(site, kind):
 @pytest.mark.parametrize("path", ["fail", "fail/value"])
 def test_an_error_is_a_500(site, kind, path):
     """Nobody looked at it; or it is the value of what was returned."""
-    response = site.get(f"/{kind}/{path}", headers=CLOSING)
+    response = site.get(f"/{kind}/{path}")
     assert (response.status_code, response.text) == (500, "Internal Server Error")
     assert site.proxy.round_trips == 1
     assert site.logs("ResponseError: WRONGTYPE")
@@ -206,7 +202,7 @@ def test_an_error_is_a_500(site, kind, path):
 @pytest.mark.parametrize("handled", ["handled", "handled-any"])
 def test_the_applications_handler_answers(site, plain, kind, path, handled):
     """One for ResponseError, and one for any Exception; it may return Futures."""
-    response = site.get(f"/{handled}/{kind}/{path}", headers=CLOSING)
+    response = site.get(f"/{handled}/{kind}/{path}")
     assert response.status_code == 503
     assert response.json() == {"sorry": "ResponseError", "answers": 1}
     assert site.proxy.round_trips == 2

@@ -20,8 +20,6 @@ from serving import serve  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 each_kind = pytest.mark.parametrize("kind", KINDS)
-# uvicorn closes the connection after an error, sooner or later.
-CLOSING = {"Connection": "close"}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +118,7 @@ def test_a_dependency_that_cleans_up_does_it_before_the_response(site, plain, ki
 def test_a_dependency_sees_an_error_that_nobody_looked_at(site, plain, kind):
     """It can roll back, as with redis-py."""
     path = f"/{kind}/yield/fail"
-    assert site.get(path, headers=CLOSING).status_code == 500
+    assert site.get(path).status_code == 500
     assert eventually(lambda: plain.lrange("seen", 0, -1)) == [f"{path}: ResponseError"]
     assert eventually(lambda: plain.get("in use") == "0")
 
@@ -160,7 +158,7 @@ def test_each_message_of_a_websocket_is_one_batch(site):
 @pytest.mark.parametrize("path", ["fail", "fail/value"])
 def test_an_error_is_a_500(site, kind, path):
     """Nobody looked at it; or it is the value of what was returned."""
-    response = site.get(f"/{kind}/{path}", headers=CLOSING)
+    response = site.get(f"/{kind}/{path}")
     assert response.status_code == 500
     assert response.json() == {"status_code": 500, "detail": "Internal Server Error"}
     assert site.proxy.round_trips == 1
@@ -169,7 +167,7 @@ def test_an_error_is_a_500(site, kind, path):
 @each_kind
 @pytest.mark.parametrize("path", ["fail", "fail/value"])
 def test_the_applications_handler_answers(site, kind, path):
-    response = site.get(f"/handled/{kind}/{path}", headers=CLOSING)
+    response = site.get(f"/handled/{kind}/{path}")
     assert response.status_code == 503
     assert response.json() == {"sorry": "ResponseError"}
     assert site.proxy.round_trips == 1
