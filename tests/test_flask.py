@@ -35,17 +35,6 @@ from serving import serve  # noqa: E402
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def data(plain):
-    """Something of every kind in Redis."""
-    plain.set("text", "héllo")
-    plain.set("count", 3)
-    plain.hset("hash", mapping={"name": "Ada", "born": "1815"})
-    plain.rpush("list", "a", "b")
-    plain.sadd("set", "member")
-    plain.zadd("scores", {"ada": 1.5})
-
-
 def application(view, *, lazy=True, by_hand=False, debug=False, **settings):
     """Return a Flask application of one view, as set up by one line, by hand, or not at all."""
     app = flask.Flask(__name__)

@@ -19,7 +19,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.template.backends import django as backend
 
 from autobatch.client import EagerRedis, Redis
-from autobatch.future import FUTURE_TYPES, unwrap
+from autobatch.future import unwrap
 from autobatch.integrations import encoding
 from autobatch.promise import Failure, printable
 from autobatch.recording import own_scope
@@ -237,16 +237,8 @@ class HttpResponse(http.HttpResponse):
         http.HttpResponse.content.fset(self, unwrap(value))
 
 
-class JSONEncoder(DjangoJSONEncoder):
+class JSONEncoder(encoding.JSONEncoder, DjangoJSONEncoder):
     """Django's encoder, for what holds Futures anywhere."""
-
-    def default(self, o: Any) -> Any:
-        """Return what stands for a value that is no JSON: a Future's own value."""
-        return unwrap(o) if type(o) in FUTURE_TYPES else super().default(o)
-
-    def encode(self, o: Any) -> str:
-        """Return `o` as JSON."""
-        return encoding.encode(o, super().encode)
 
 
 class JsonResponse(http.JsonResponse):
