@@ -23,7 +23,7 @@ test: $(VENV)/ready
 test-core: $(VENV)-core/ready
 	$(VENV)-core/bin/python -m pytest -m "not server" $(ARGS)
 
-# The suite on the lowest redis-py that is supported; ARGS='-m "not once"' leaves out what is slow.
+# The suite on the lowest versions that are supported; ARGS='-m "not once"' leaves out what is slow.
 test-lowest: $(VENV)-lowest/ready
 	$(VENV)-lowest/bin/python -m pytest $(ARGS)
 
@@ -72,5 +72,5 @@ $(VENV)-core/ready: pyproject.toml
 $(VENV)-lowest/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-lowest/bin/python -m pip install --quiet --editable . --group test "redis[hiredis]==7.0.0"
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable . --group test --group lowest
 	@touch $@
