@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 
 from contextvars_extras import ContextVarExt
 
+from autobatch import switch
 from autobatch.batch import Batch, Entry, commands_of, plan
 from autobatch.command import Command, calling_frame
 from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
@@ -190,7 +191,7 @@ class OwnScope(Scope):
         # and a signal handler or the garbage collector may come between any two steps.
         self._queue: collections.deque[Entry] = collections.deque()
         self.stats = Stats(self._queue)
-        self._max_commands = max_commands
+        self._max_commands = max_commands if switch.batching else 1
         self._max_bytes = max_bytes
         self._failures: list[Failure] = []
         self._followed: list[Promise] = []
@@ -218,6 +219,8 @@ class OwnScope(Scope):
             or self.closed
         ):
             self._overflow()
+            if not switch.batching:
+                _surface_at_once(commands_of([command]))
 
     def _overflow(self) -> None:
         self.flush()
@@ -788,7 +791,17 @@ async def in_thread(function: Callable[[], T]) -> T:
     return await loop.run_in_executor(None, contextvars.copy_context().run, function)
 
 
+def _surface_at_once(commands: list[Command]) -> None:
+    """Raise what the call of some commands has failed with, as redis-py does: without batching."""
+    failures = [command.outcome for command in commands if type(command.outcome) is Failure]
+    for failure in failures:
+        failure.seen = True
+    surface(failures)
+
+
 def _warn_of_blocking() -> None:
+    if not switch.batching:  # it would have waited without us, too
+        return
     frame = calling_frame()
     warnings.warn_explicit(
         "a synchronous client flushed on a thread that runs an event loop, which waits for its "

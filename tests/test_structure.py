@@ -27,6 +27,7 @@ ORDER = [
     "resolve",
     "batch",
     "report",
+    "switch",
     "wire",
     "wire.connection",
     "wire.server",

@@ -9,9 +9,10 @@
 
 All of it happens on real connections to a real server. The proxy can delay, too, to stand for a
 network: `python -m autobatch.testing --help`. `Cluster` forms a real cluster, with such a proxy in
-front of each node if wanted.
+front of each node if wanted. `unbatched` turns batching off, to see whether a test depends on it.
 """
 
+from autobatch.switch import unbatched
 from autobatch.testing.cluster import Cluster
 from autobatch.testing.faults import (
     Answer,
@@ -52,4 +53,5 @@ __all__ = [
     "Silence",
     "Swallow",
     "free_port",
+    "unbatched",
 ]

@@ -19,6 +19,7 @@ from typing import Any
 import redis
 from redis.asyncio import ConnectionPool
 
+from autobatch import switch
 from autobatch.batch import EVERYTHING, Batch, Written, resend
 from autobatch.command import Command, Script
 from autobatch.promise import PENDING, Failure, run_all
@@ -366,11 +367,9 @@ class Link:
             return
         payloads: list[bytes] = []
         size = 0
+        most = MAX_IN_FLIGHT if switch.batching else 1
         while (
-            self._waiting
-            and not self.paused
-            and self._retiring is None
-            and self._in_flight < MAX_IN_FLIGHT
+            self._waiting and not self.paused and self._retiring is None and self._in_flight < most
         ):
             if size > MAX_WRITE:
                 self._tick.write_soon(self)
