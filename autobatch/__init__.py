@@ -6,11 +6,12 @@ that is needed, or the end of the scope, sends the whole batch.
 
 from __future__ import annotations
 
-from autobatch import asgi, asyncio, errors, report, wsgi
+from autobatch import asgi, asyncio, errors, instrumenting, report, wsgi
 from autobatch.boundary import batch
 from autobatch.client import Redis
 from autobatch.cluster import RedisCluster
 from autobatch.future import Future, unwrap
+from autobatch.instrumenting import instrument, uninstrument
 from autobatch.resolve import resolve
 from autobatch.scope import flush
 from autobatch.wrapping import wrap
@@ -24,9 +25,13 @@ __all__ = [
     "batch",
     "errors",
     "flush",
+    "instrument",
     "report",
     "resolve",
+    "uninstrument",
     "unwrap",
     "wrap",
     "wsgi",
 ]
+
+instrumenting.from_environment()

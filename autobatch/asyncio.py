@@ -72,7 +72,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             retry_writes, Wire(pool, self._lanes, retry_writes=retry_writes)
         )
         owner = self if self._origin is None else self._origin
-        if isinstance(owner, Redis) and owner.auto_close_connection_pool:
+        if isinstance(owner, redis.asyncio.Redis) and owner.auto_close_connection_pool:
             # If that is forgotten without closing it, nobody can use its pool any more.
             weakref.finalize(owner, wire.abandon).atexit = False
         return wire
@@ -168,18 +168,17 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001  # redis-py's
         """Send what waits, then close the connections, as redis-py's client does."""
-        await flush()
         if self._origin is not None:
-            await self._close_wires()
+            await self._take_leave()
             await self._origin.aclose(close_connection_pool)
             return
-        if close_connection_pool or (
-            close_connection_pool is None and self.auto_close_connection_pool
-        ):
-            await self._close_wires()
+        closes = close_connection_pool is None and self.auto_close_connection_pool
+        await (self._take_leave() if close_connection_pool or closes else flush())
         await super().aclose(close_connection_pool)
 
-    async def _close_wires(self) -> None:
+    async def _take_leave(self) -> None:
+        """Send what waits, then close the connections that tasks share."""
+        await flush()
         for wire in list(wires_of(self.connection_pool).values()):
             await wire.close()
 

@@ -51,7 +51,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
             retry_writes, Wire(self, self._lanes, retry_writes=retry_writes)
         )
         owner = self if self._origin is None else self._origin
-        if isinstance(owner, RedisCluster):
+        if isinstance(owner, redis.asyncio.RedisCluster):
             weakref.finalize(owner, wire.abandoning()).atexit = False
         return wire
 
@@ -152,13 +152,17 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
 
     async def aclose(self) -> None:
         """Send what waits, then close the connections, as redis-py's client does."""
-        await aflush()
-        for wire in list(wires_of(self.root).values()):
-            await wire.close()
+        await self._take_leave()
         if self._origin is not None:
             await self._origin.aclose()
         else:
             await super().aclose()
+
+    async def _take_leave(self) -> None:
+        """Send what waits, then close the connections that tasks share."""
+        await aflush()
+        for wire in list(wires_of(self.root).values()):
+            await wire.close()
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         # A twin must not close, nor warn of, what it shares.

@@ -292,7 +292,7 @@ def twin_of(client: T, kind: type[Any]) -> Any:
     """Return another view of a client, of class `kind`, on the same pool and callbacks."""
     client_type: Any = type(client)
     twin_type: Any = kind
-    twin = object.__new__(_twin_class(client_type, twin_type))
+    twin = object.__new__(twin_class(client_type, twin_type))
     twin.__dict__.update(client.__dict__)
     for base in client_type.__mro__:  # redis-py's asyncio client of a cluster has slots, too
         for name in getattr(base, "__slots__", ()):
@@ -303,7 +303,8 @@ def twin_of(client: T, kind: type[Any]) -> Any:
 
 
 @functools.cache  # as many as there are client classes
-def _twin_class(client: Any, kind: Any) -> Any:
+def twin_class(client: Any, kind: Any) -> Any:
+    """Return the class of twins of class `kind` for clients of class `client`."""
     if issubclass(kind, client):
         return kind
     # Behind the user's class: what it overrides keeps its say over what it calls.

@@ -59,9 +59,9 @@ def wrap(client: Any, *, retry_writes: bool | None = None) -> Any:
         if retry_writes in (None, batching.retry_writes):
             return batching
         return _twin(batching, type(batching), retry_writes)
-    if isinstance(client, _PIPELINES):
+    if isinstance(client, PIPELINES):
         raise TypeError("wrap() takes a client; a pipeline is a batch already")
-    for kind, twin in _TWINS.items():
+    for kind, twin in TWINS.items():
         if isinstance(client, kind):
             return _twin(client, twin, retry_writes)
     raise TypeError(
@@ -79,13 +79,13 @@ def _twin(client: object, kind: type[T], retry_writes: bool | None) -> T:  # noq
     return made
 
 
-_PIPELINES = (
+PIPELINES = (
     redis.client.Pipeline,
     redis.cluster.ClusterPipeline,
     redis.asyncio.client.Pipeline,
     redis.asyncio.cluster.ClusterPipeline,
 )
-_TWINS: dict[type, type] = {
+TWINS: dict[type, type] = {
     redis.Redis: autobatch_client.Redis,
     redis.RedisCluster: autobatch_cluster.RedisCluster,
     redis.asyncio.Redis: autobatch_asyncio.Redis,

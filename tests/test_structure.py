@@ -47,6 +47,7 @@ ORDER = [
     "asyncio_cluster",
     "asyncio",
     "wrapping",
+    "instrumenting",
     "integrations",
     "integrations.encoding",
     "integrations.graphql",
