@@ -19,6 +19,7 @@ NAMES = [
     "generators",
     "heterogeneous",
     "increment_and_expire",
+    "instrument",
     "nesting",
 ]
 
@@ -65,7 +66,7 @@ def test_these_are_all():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert set(NAMES) < modules
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    others = modules - {*NAMES, "__init__", "server"}
+    others = modules - {*NAMES, "__init__", "server", "shop_of_others"}
     assert [name for name in sorted(others) if f"examples.{name}" not in tests] == []
 
 
