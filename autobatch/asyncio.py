@@ -8,7 +8,7 @@ import inspect
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import redis.asyncio
 
@@ -30,15 +30,12 @@ __all__ = ["Redis", "RedisCluster", "flush", "resolve"]
 T = TypeVar("T")
 
 
-class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.py; redis-py's own
-    """redis-py's asyncio client, batching: every call returns a Future at once.
+class Asynchronous(Funnel):
+    """What makes an asyncio client batch, whichever library it is of."""
 
-    Constructor, `from_url`, methods and types are redis-py's. Awaiting a Future sends what waits
-    at the end of the event loop's tick, together with what other tasks have called by then, on
-    one connection that they share. A command that nobody awaits is sent, too: inside a scope at
-    its end, outside a scope at the end of the tick.
-    """
-
+    _eager_type: ClassVar[type[Any]]
+    # What is an asyncio client of that library.
+    _plain_type: ClassVar[type[Any]]
     _future_type = AsyncFuture
     _lanes = 1
     _awaited_callbacks: dict[str, Callable[..., Awaitable[Any]]] = {}  # noqa: RUF012  # replaced
@@ -58,29 +55,30 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
         self._lanes = lanes
 
     @classmethod
-    def from_url(cls, url: str, *args: Any, lanes: int = 1, **kwargs: Any) -> Redis:
+    def from_url(cls, url: str, *args: Any, lanes: int = 1, **kwargs: Any) -> Self:
         """Return a client for a URL, as redis-py's client does, with the constructor's options."""
         client: Any = super().from_url(url, *args, **kwargs)
         client._lanes = lanes
-        made: Redis = client
+        made: Self = client
         return made
 
     @functools.cached_property
     def _wire(self) -> Wire:
-        pool, retry_writes = self.connection_pool, self.retry_writes
+        client: Any = self
+        pool, retry_writes = client.connection_pool, self.retry_writes
         wire: Wire = wires_of(pool).setdefault(
             retry_writes, Wire(pool, self._lanes, retry_writes=retry_writes)
         )
         owner = self if self._origin is None else self._origin
-        if isinstance(owner, redis.asyncio.Redis) and owner.auto_close_connection_pool:
+        if isinstance(owner, self._plain_type) and owner.auto_close_connection_pool:
             # If that is forgotten without closing it, nobody can use its pool any more.
             weakref.finalize(owner, wire.abandon).atexit = False
         return wire
 
     @property
-    def eager(self) -> Redis:
+    def eager(self) -> Self:
         """The plain view of this client: it flushes what waits, and gives coroutines."""
-        eager: Redis = twin_of(self, EagerRedis)
+        eager: Self = twin_of(self, self._eager_type)
         return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -98,7 +96,8 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             scope = stray_scope(loop)
         elif scope.loop is None:
             scope.loop = asyncio._get_running_loop()
-        if self.single_connection_client:
+        client: Any = self
+        if client.single_connection_client:
             return self._run_alone(scope, args, options)
         if self._awaited_callbacks and str(args[0]).upper() in self._awaited_callbacks:
             return self._with_callback(scope, args, options)
@@ -111,7 +110,8 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             self.response_callbacks.pop(command.upper(), None)
             self._awaited_callbacks = {**self._awaited_callbacks, command.upper(): callback}
         else:
-            super().set_response_callback(command, callback)
+            plain: Any = super()
+            plain.set_response_callback(command, callback)
 
     def _with_callback(
         self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]
@@ -137,15 +137,17 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
     ) -> Any:
         if not isinstance(scope, StrayScope):
             await scope.astep_aside()
-        await astep_aside(self.connection_pool)
+        client: Any = self
+        await astep_aside(client.connection_pool)
         if names_himport(args[0]):
-            return await super().execute_command(*args, **options)
+            plain: Any = super()
+            return await plain.execute_command(*args, **options)
         command = self._command(Command, args, options, None)
         began = time.perf_counter()
         try:
-            if self.single_connection_client:
-                await self.initialize()
-                value = await self._wire.call(command, self.connection, self._single_conn_lock)
+            if client.single_connection_client:
+                await client.initialize()
+                value = await self._wire.call(command, client.connection, client._single_conn_lock)
             else:
                 value = await self._wire.call(command)
         finally:
@@ -159,7 +161,7 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
 
         def register_script(self, script):
             self._know_script(script)
-            return BatchingScript(self, script)
+            return self._script_type(self, script)
 
         def _aside(self, thing):
             if asyncio._get_running_loop() is not None:
@@ -172,27 +174,31 @@ class Redis(Funnel, redis.asyncio.Redis):  # type: ignore[misc]  # as in client.
             await self._take_leave()
             await self._origin.aclose(close_connection_pool)
             return
-        closes = close_connection_pool is None and self.auto_close_connection_pool
+        client: Any = self
+        plain: Any = super()
+        closes = close_connection_pool is None and client.auto_close_connection_pool
         await (self._take_leave() if close_connection_pool or closes else flush())
-        await super().aclose(close_connection_pool)
+        await plain.aclose(close_connection_pool)
 
     async def _take_leave(self) -> None:
         """Send what waits, then close the connections that tasks share."""
         await flush()
-        for wire in list(wires_of(self.connection_pool).values()):
+        client: Any = self
+        for wire in list(wires_of(client.connection_pool).values()):
             await wire.close()
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         # A twin must not close, nor warn of, what it shares.
         if self._origin is None:
-            super().__del__(*args, **kwargs)
+            plain: Any = super()
+            plain.__del__(*args, **kwargs)
 
 
-class EagerRedis(Redis):
-    """The plain view of a batching asyncio client: `client.eager`."""
+class AsynchronousEager(Asynchronous):
+    """What makes an asyncio client the eager view of one that batches."""
 
     @property
-    def eager(self) -> Redis:
+    def eager(self) -> Self:
         return self
 
     @property
@@ -207,11 +213,32 @@ class EagerRedis(Redis):
         if scope is not None:
             await scope.astep_aside()
         stray = stray_scope(asyncio.get_running_loop())
-        if self.single_connection_client:
+        client: Any = self
+        if client.single_connection_client:
             return await self._run_alone(stray, args, options)
         if str(args[0]).upper() in self._awaited_callbacks:
             return await self._with_callback(stray, args, options)
         return await self._queue(stray, args, options)
+
+
+class Redis(Asynchronous, redis.asyncio.Redis):  # type: ignore[misc]  # redis-py's own bases
+    """redis-py's asyncio client, batching: every call returns a Future at once.
+
+    Constructor, `from_url`, methods and types are redis-py's. Awaiting a Future sends what waits
+    at the end of the event loop's tick, together with what other tasks have called by then, on
+    one connection that they share. A command that nobody awaits is sent, too: inside a scope at
+    its end, outside a scope at the end of the tick.
+    """
+
+    _plain_type = redis.asyncio.Redis
+    _script_type = BatchingScript
+
+
+class EagerRedis(AsynchronousEager, Redis):  # type: ignore[misc]
+    """The plain view of a batching asyncio client: `client.eager`."""
+
+
+Redis._eager_type = EagerRedis
 
 
 async def resolve(structure: T) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import redis
 from redis.connection import ConnectionPool
@@ -20,33 +20,28 @@ from autobatch.wire.server import wires_of
 from autobatch.wire.sync import Wire, call
 
 
-class Redis(Funnel, redis.Redis):
-    """redis-py's client, batching: inside a scope every call returns a Future at once.
+class Synchronous(Funnel):
+    """What makes a synchronous client batch, whichever library it is of."""
 
-    Constructor, `from_url`, methods and types are redis-py's. Outside a scope a call runs at
-    once and returns the plain value. A write whose reply was lost is never sent again, unless
-    `retry_writes=True` asks for it.
-
-    Attributes:
-        retry_writes: as given to the constructor.
-    """
+    _eager_type: ClassVar[type[Any]]
 
     @functools.cached_property
     def _wire(self) -> Wire:
-        pool, retry_writes = self.connection_pool, self.retry_writes
-        if self.connection is not None:
-            lock = self.single_connection_lock
-            return Wire(pool, self.connection, lock, retry_writes=retry_writes)
+        client: Any = self
+        pool, retry_writes = client.connection_pool, self.retry_writes
+        if client.connection is not None:
+            lock = client.single_connection_lock
+            return Wire(pool, client.connection, lock, retry_writes=retry_writes)
         wire: Wire = wires_of(pool).setdefault(retry_writes, Wire(pool, retry_writes=retry_writes))
         return wire
 
     @property
-    def eager(self) -> Redis:
+    def eager(self) -> Self:
         """The plain view of this client: it flushes what waits, runs, and returns plain values.
 
         It uses the same pool. Give it to libraries that test a reply with `is None`.
         """
-        eager: Redis = twin_of(self, EagerRedis)
+        eager: Self = twin_of(self, self._eager_type)
         return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -57,19 +52,24 @@ class Redis(Funnel, redis.Redis):
         """
         scope = current()
         if scope is None or scope.closed:
-            return super().execute_command(*args, **options)
+            return self._run_now(args, options)
         return self._queue(scope, args, options)
 
     def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         scope.step_aside()
-        return super().execute_command(*args, **options)
+        return self._run_now(args, options)
+
+    def _run_now(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        plain: Any = super()
+        return plain.execute_command(*args, **options)
 
     # redis-py's execute_command, which instrumentation libraries hook into, ends here. Below it
     # redis-py would send a write again whose reply was lost; our own wire does not.
     def _execute_command(self, *args: Any, **options: Any) -> Any:
         args = without_futures(args)
         if self._caches or names_himport(args[0]):
-            return super()._execute_command(*args, **options)
+            plain: Any = super()
+            return plain._execute_command(*args, **options)
         command = self._command(Command, args, options, None)
         began = time.perf_counter()
         try:
@@ -83,12 +83,8 @@ class Redis(Funnel, redis.Redis):
 
     @property
     def _caches(self) -> bool:
-        return getattr(self.connection_pool, "cache", None) is not None
-
-    if TYPE_CHECKING:  # redis-py's stubs say redis.Redis
-
-        @classmethod
-        def from_pool(cls, connection_pool: ConnectionPool) -> Self: ...
+        client: Any = self
+        return getattr(client.connection_pool, "cache", None) is not None
 
     # What looks at replies itself, or takes a connection itself. A type checker goes on seeing
     # redis-py's signatures.
@@ -106,7 +102,7 @@ class Redis(Funnel, redis.Redis):
 
         def lock(self, *args, **kwargs):
             # Lock.locked() tests `is not None`, and its other methods need each reply at once.
-            return super(Redis, self.eager).lock(*args, **kwargs)
+            return super(Synchronous, self.eager).lock(*args, **kwargs)
 
     def close(self) -> None:
         """Send what waits, then close the connections, as redis-py's client does."""
@@ -114,36 +110,67 @@ class Redis(Funnel, redis.Redis):
         if self._origin is not None:
             self._origin.close()
         else:
-            super().close()
+            plain: Any = super()
+            plain.close()
 
     def __del__(self) -> None:
         # The garbage collector must not flush, and a twin must not close what it shares.
         if self._origin is None:
             # As redis-py does: a half-made client has nothing to close.
             with contextlib.suppress(Exception):
-                super().close()
+                plain: Any = super()
+                plain.close()
 
 
-class EagerRedis(Redis):
-    """The plain view of a batching client: `client.eager`.
+class SynchronousEager(Synchronous):
+    """What makes a synchronous client the eager view of one that batches."""
 
-    Where a library's settings take a class of clients by its name, they take this one.
-    """
+    # Of what one is the view that was made by its constructor.
+    _batching_type: ClassVar[type[Any]]
 
     @property
-    def eager(self) -> Redis:
+    def eager(self) -> Self:
         return self
 
     @property
     def batching(self) -> Any:
         if self._origin is not None:
             return self._origin
-        # It was made by its constructor: no class of its own may come before Redis here.
-        batching = object.__new__(Redis)
+        # It was made by its constructor: no class of its own may come first here.
+        batching = object.__new__(self._batching_type)
         batching.__dict__.update(self.__dict__)
         batching._origin = self
         return batching
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()
-        return super(Redis, self).execute_command(*args, **options)
+        return self._run_now(args, options)
+
+
+class Redis(Synchronous, redis.Redis):
+    """redis-py's client, batching: inside a scope every call returns a Future at once.
+
+    Constructor, `from_url`, methods and types are redis-py's. Outside a scope a call runs at
+    once and returns the plain value. A write whose reply was lost is never sent again, unless
+    `retry_writes=True` asks for it.
+
+    Attributes:
+        retry_writes: as given to the constructor.
+    """
+
+    if TYPE_CHECKING:  # redis-py's stubs say redis.Redis
+
+        @classmethod
+        def from_pool(cls, connection_pool: ConnectionPool) -> Self: ...
+
+
+class EagerRedis(SynchronousEager, Redis):
+    """The plain view of a batching client: `client.eager`.
+
+    Where a library's settings take a class of clients by its name, they take this one.
+    """
+
+    _batching_type = Redis
+
+
+Redis._eager_type = EagerRedis

@@ -226,20 +226,28 @@ class Funnel:
         self._wire.scripts[digest] = Script(digest, source)
 
 
-class BatchingScript(AsyncScript):
-    """redis-py's script; called with a batching client, it gives a Future at once."""
+class ScriptAtOnce:
+    """What lets an asyncio script give a Future at once, called with a batching client."""
 
-    def __call__(  # type: ignore[override]  # redis-py's is a coroutine function
-        self, keys: Any = None, args: Any = None, client: Any = None
-    ) -> Awaitable[Any]:
+    registered_client: Any
+    script: Any
+    sha: Any
+
+    def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Awaitable[Any]:
         client = self.registered_client if client is None else client
         if not isinstance(client, Funnel):
-            return super().__call__(keys, args, client)
+            plain: Any = super()
+            answer: Awaitable[Any] = plain.__call__(keys, args, client)
+            return answer
         client._know_script(self.script)  # one of ours
         keys = tuple(keys or ())
         batching: Any = client
         evalsha: Callable[..., Awaitable[Any]] = batching.evalsha
         return evalsha(self.sha, len(keys), *keys, *(args or ()))
+
+
+class BatchingScript(ScriptAtOnce, AsyncScript):  # type: ignore[misc]  # redis-py's is a coroutine
+    """redis-py's script; called with a batching client, it gives a Future at once."""
 
 
 def without_futures(args: tuple[Any, ...]) -> tuple[Any, ...]:
