@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from typing import Any, TypeVar
 
 import redis.asyncio
@@ -178,6 +179,15 @@ _MIXINS: dict[type, type] = {
     redis.asyncio.client.PubSub: _AsyncPubSub,
     redis.asyncio.client.Monitor: _AsyncMonitor,
 }
+
+
+def add_library(name: str) -> None:
+    """Know the classes of a fork of redis-py, an imported package, by their counterparts."""
+    for base, mixin in list(_MIXINS.items()):
+        module = sys.modules.get(base.__module__.replace("redis", name, 1))
+        fork = getattr(module, base.__name__, None)
+        if fork is not None:
+            _MIXINS.setdefault(fork, mixin)
 
 
 def aside(thing: T) -> T:

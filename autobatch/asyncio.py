@@ -36,6 +36,8 @@ class Asynchronous(Funnel):
     _eager_type: ClassVar[type[Any]]
     # What is an asyncio client of that library.
     _plain_type: ClassVar[type[Any]]
+    _script_type: ClassVar[type[Any]]
+    _wire_type: ClassVar[type[Wire]] = Wire
     _future_type = AsyncFuture
     _lanes = 1
     _awaited_callbacks: dict[str, Callable[..., Awaitable[Any]]] = {}  # noqa: RUF012  # replaced
@@ -67,7 +69,7 @@ class Asynchronous(Funnel):
         client: Any = self
         pool, retry_writes = client.connection_pool, self.retry_writes
         wire: Wire = wires_of(pool).setdefault(
-            retry_writes, Wire(pool, self._lanes, retry_writes=retry_writes)
+            retry_writes, self._wire_type(pool, self._lanes, retry_writes=retry_writes)
         )
         owner = self if self._origin is None else self._origin
         if isinstance(owner, self._plain_type) and owner.auto_close_connection_pool:

@@ -310,6 +310,9 @@ class Command(Promise):
 
     def fail(self, error: BaseException) -> None:
         """Settle with an error, which surfaces at the end of the scope if nobody looks at it."""
+        adopt = getattr(self.wire, "adopt", None)  # for another library than redis-py
+        if adopt is not None:
+            adopt(error)
         self.outcome = failure = Failure(error, self)
         self.owner.remember(failure)
 
@@ -453,18 +456,28 @@ _SAYS_NOTHING = (
     "wrong number of arguments",
 )
 
+
 # Frames of these packages stand between a command and the line of the program that called it.
-_PACKAGES = tuple(f"{pathlib.Path(path).parent}{os.sep}" for path in (redis.__file__, __file__))
-
-
 class _InLibrary(dict[str, bool]):
+    packages: tuple[str, ...] = ()
+
     def __missing__(self, filename: str) -> bool:
-        answer = self[filename] = filename.startswith(_PACKAGES)
+        answer = self[filename] = filename.startswith(self.packages)
         return answer
 
 
 # Whether a file is of redis-py or autobatch.
 IN_LIBRARY = _InLibrary()
+
+
+def add_library(path: str) -> None:
+    """Take the package whose file `path` is for a library that calls come through."""
+    IN_LIBRARY.packages += (f"{pathlib.Path(path).parent}{os.sep}",)
+    IN_LIBRARY.clear()
+
+
+add_library(redis.__file__)
+add_library(__file__)
 
 
 def calling_frame(frame: FrameType | None = None) -> FrameType:

@@ -27,7 +27,7 @@ from autobatch.funnel import Funnel, twin_class
 from autobatch.future import AsyncFuture
 from autobatch.scope import Scope, current, step_aside
 from autobatch.switch import is_set
-from autobatch.wrapping import PIPELINES, TWINS
+from autobatch.wrapping import pipelines, twins
 
 # Libraries that look at each reply at once, and in a way that a Future does not answer: `is None`,
 # pickle, json. Batching has nothing to give them.
@@ -78,6 +78,15 @@ _WAYS = {
     "redis.multidb": Way.APART,
     "redis.sentinel": Way.PLAIN,
     "autobatch": Way.FURTHER,
+    # valkey-py, a fork of it.
+    "valkey": Way.FURTHER,
+    "valkey._parsers": Way.PLAIN,
+    "valkey.asyncio.cluster": Way.PLAIN,
+    "valkey.asyncio.lock": Way.APART,
+    "valkey.asyncio.sentinel": Way.PLAIN,
+    "valkey.cluster": Way.PLAIN,
+    "valkey.lock": Way.APART,
+    "valkey.sentinel": Way.PLAIN,
     # They stand between a call and redis-py, and only watch.
     "ddtrace": Way.FURTHER,
     "elasticapm": Way.FURTHER,
@@ -138,11 +147,12 @@ class Instrumentation:
 def instrument(*, exclude: Iterable[str] = (), include: Iterable[str] = ()) -> Instrumentation:
     """Make the clients of redis-py batch inside scopes, whoever has made them, and when.
 
-    It holds for `redis.Redis`, `redis.RedisCluster`, their asyncio twins and subclasses. They keep
-    their types; outside a scope they do exactly what they did. The module that calls a client
-    decides: calls of excluded modules run at once, after what waits was sent, and return plain
-    values. Excluded by default are the libraries in `autobatch.instrumenting.EXCLUDED`. It may be
-    called again, by any thread: the last call's arguments hold.
+    It holds for `redis.Redis`, `redis.RedisCluster`, their asyncio twins and subclasses, and for
+    what `wrap` takes of valkey-py if that is imported before. They keep their types; outside a
+    scope they do exactly what they did. The module that calls a client decides: calls of excluded
+    modules run at once, after what waits was sent, and return plain values. Excluded by default are
+    the libraries in `autobatch.instrumenting.EXCLUDED`. It may be called again, by any thread: the
+    last call's arguments hold.
 
     Args:
         exclude: more modules whose calls are not batched, with all that is inside of them.
@@ -177,7 +187,7 @@ def _switch(modules: _Modules | None) -> _Modules | None:
         if modules is None:
             _put_back()
         elif before is None:
-            for kind, twin in TWINS.items():
+            for kind, twin in twins().items():
                 _replace(kind, twin)
     return before
 
@@ -210,7 +220,7 @@ class _Views(dict[type, Any]):
     """The class of a client's views, by its own; None for what is no client, or batches itself."""
 
     def __missing__(self, kind: type) -> Any:
-        view = self[kind] = None if issubclass(kind, (Funnel, *PIPELINES)) else _view_class(kind)
+        view = self[kind] = None if issubclass(kind, (Funnel, *pipelines())) else _view_class(kind)
         return view
 
 
@@ -218,7 +228,7 @@ _views = _Views()
 
 
 def _view_class(kind: type) -> Any:
-    twin = next(twin for base, twin in TWINS.items() if issubclass(kind, base))
+    twin = next(twin for base, twin in twins().items() if issubclass(kind, base))
     members: dict[str, Any] = {"__module__": kind.__module__, "__slots__": ("_origin",)}
     for base in kind.__mro__:  # redis-py's asyncio client of a cluster has slots, too
         for name in vars(base).get("__slots__", ()):

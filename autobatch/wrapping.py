@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, overload
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import redis
 import redis.asyncio
@@ -12,6 +13,12 @@ from autobatch import asyncio as autobatch_asyncio
 from autobatch import client as autobatch_client
 from autobatch import cluster as autobatch_cluster
 from autobatch.funnel import Funnel, twin_of
+
+if TYPE_CHECKING:
+    import valkey
+    import valkey.asyncio
+
+    from autobatch import valkey as autobatch_valkey
 
 T = TypeVar("T")
 
@@ -38,8 +45,18 @@ def wrap(
 ) -> autobatch_asyncio.RedisCluster: ...
 
 
+@overload
+def wrap(client: valkey.Valkey, *, retry_writes: bool | None = None) -> autobatch_valkey.Valkey: ...
+
+
+@overload
+def wrap(
+    client: valkey.asyncio.Valkey, *, retry_writes: bool | None = None
+) -> autobatch_valkey.AsyncValkey: ...
+
+
 def wrap(client: Any, *, retry_writes: bool | None = None) -> Any:
-    """Return the batching twin of a redis-py client.
+    """Return the batching twin of a client of redis-py or valkey-py.
 
     It shares the client's connection pool and response callbacks and is of a subclass of its
     class; closing it closes the client. The client itself stays as it was.
@@ -47,8 +64,8 @@ def wrap(client: Any, *, retry_writes: bool | None = None) -> Any:
     Args:
         client: a `redis.Redis`, `redis.RedisCluster`, `redis.asyncio.Redis` or
             `redis.asyncio.RedisCluster`, or one of a subclass, such as Sentinel's `master_for`
-            makes. A client that batches already is returned as it is, and for an eager view the
-            client that it shows.
+            makes; or one of valkey-py's of the same kinds. A client that batches already is
+            returned as it is, and for an eager view the client that it shows.
         retry_writes: as for the constructor of `Redis`; by default as the client has it.
 
     Raises:
@@ -59,13 +76,13 @@ def wrap(client: Any, *, retry_writes: bool | None = None) -> Any:
         if retry_writes in (None, batching.retry_writes):
             return batching
         return _twin(batching, type(batching), retry_writes)
-    if isinstance(client, PIPELINES):
+    if isinstance(client, pipelines()):
         raise TypeError("wrap() takes a client; a pipeline is a batch already")
-    for kind, twin in TWINS.items():
+    for kind, twin in twins().items():
         if isinstance(client, kind):
             return _twin(client, twin, retry_writes)
     raise TypeError(
-        "wrap() takes a redis.Redis, redis.RedisCluster, redis.asyncio.Redis or "
+        "wrap() takes a client of redis-py or valkey-py, such as redis.Redis or "
         f"redis.asyncio.RedisCluster, not {type(client).__module__}.{type(client).__name__}"
     )
 
@@ -79,13 +96,32 @@ def _twin(client: object, kind: type[T], retry_writes: bool | None) -> T:  # noq
     return made
 
 
-PIPELINES = (
+def pipelines() -> tuple[type, ...]:
+    """Return the classes of pipelines, some of which are subclasses of a client's."""
+    return _PIPELINES if _valkey() is None else (*_PIPELINES, *_valkey().PIPELINES)
+
+
+def twins() -> dict[type, type]:
+    """Return the batching class of each class of clients, valkey-py's too if that is imported."""
+    return _TWINS if _valkey() is None else {**_TWINS, **_valkey().TWINS}
+
+
+def _valkey() -> Any:
+    if "valkey" not in sys.modules:  # so it cannot be one of its clients
+        return None
+    # A program without valkey-py has no use for it.
+    from autobatch import valkey as ours  # noqa: PLC0415
+
+    return ours
+
+
+_PIPELINES = (
     redis.client.Pipeline,
     redis.cluster.ClusterPipeline,
     redis.asyncio.client.Pipeline,
     redis.asyncio.cluster.ClusterPipeline,
 )
-TWINS: dict[type, type] = {
+_TWINS: dict[type, type] = {
     redis.Redis: autobatch_client.Redis,
     redis.RedisCluster: autobatch_cluster.RedisCluster,
     redis.asyncio.Redis: autobatch_asyncio.Redis,

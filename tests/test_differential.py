@@ -33,6 +33,8 @@ from programs_of_steps import (
 class Run:
     """One execution of a program; the subclasses differ in what a reply and a block are."""
 
+    errors: type[Exception] = redis.RedisError  # of the client's library
+
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.log: list[Any] = []
@@ -95,15 +97,15 @@ class PlainRun(Run):
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
-        self.errors: list[list[dict[str, Any]]] = []  # of each scope that is not joined
+        self.unseen: list[list[dict[str, Any]]] = []  # of each scope that is not joined
 
     def invoke(self, method: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         try:
             return {"value": self.send(method, args, kwargs)}
-        except redis.RedisError as error:
+        except self.errors as error:
             reply = {"error": error, "seen": False}
-            if self.errors:
-                self.errors[-1].append(reply)
+            if self.unseen:
+                self.unseen[-1].append(reply)
             return reply
 
     def look(self, reply: Any) -> tuple[str, Any]:
@@ -114,11 +116,11 @@ class PlainRun(Run):
         return reply["value"]
 
     def block(self, block: Block) -> None:
-        own = not self.errors or not block.join
+        own = not self.unseen or not block.join
         if own:
-            self.errors.append([])
+            self.unseen.append([])
         self.run(block.steps)
-        unseen = [reply for reply in self.errors.pop() if not reply["seen"]] if own else []
+        unseen = [reply for reply in self.unseen.pop() if not reply["seen"]] if own else []
         for reply in unseen:
             reply["seen"] = True
         if block.fails:
@@ -133,7 +135,7 @@ class BatchedRun(Run):
     def invoke(self, method: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         try:
             return self.send(method, args, kwargs)
-        except redis.RedisError as error:
+        except self.errors as error:
             return error
 
     def look(self, reply: Any) -> tuple[str, Any]:
@@ -154,7 +156,7 @@ class BatchedRun(Run):
                     self.body(block)
         except Boom as error:
             self.log.append(("failed", also_failed(error)))
-        except redis.RedisError as error:
+        except self.errors as error:
             self.log.append(("unseen", told(error), also_failed(error)))
 
     def body(self, block: Block) -> None:

@@ -46,6 +46,8 @@ ORDER = [
     "cluster",
     "asyncio_cluster",
     "asyncio",
+    "wire.valkey",
+    "valkey",
     "wrapping",
     "instrumenting",
     "integrations",
@@ -90,6 +92,7 @@ ORDER = [
 INSIDE_FUNCTIONS = {
     "asgi": {"autobatch.integrations.starlette.error_response"},
     "future": {"pydantic_core.SchemaSerializer", "pydantic_core.core_schema"},
+    "wrapping": {"autobatch.valkey"},
     "lint.cli": {"autobatch.lint.fixing.fix"},
 }
 PRIVATE_NAMES_OF_REDIS_PY = "wire.connection"

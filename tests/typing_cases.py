@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 import redis
+import valkey
+import valkey.asyncio
 from redis.client import Pipeline
 
 import autobatch
+import autobatch.valkey
 
 client = autobatch.Redis(decode_responses=True)
 
@@ -23,6 +26,9 @@ def clients_are_redis_py_s() -> None:
     assert_type(autobatch.Redis.from_pool(redis.ConnectionPool()), autobatch.Redis)
     assert_type(autobatch.wrap(redis.Redis()), autobatch.Redis)
     assert_type(client.eager, autobatch.Redis)
+    assert_type(autobatch.wrap(redis.asyncio.Redis()), autobatch.asyncio.Redis)
+    assert_type(autobatch.wrap(valkey.Valkey()), autobatch.valkey.Valkey)
+    assert_type(autobatch.wrap(valkey.asyncio.Valkey()), autobatch.valkey.AsyncValkey)
 
 
 def methods_have_redis_py_s_types() -> None:

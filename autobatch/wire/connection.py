@@ -305,7 +305,7 @@ def take_over(connection: Any, protocol: asyncio.BaseProtocol) -> tuple[Any, Any
             options["errors"] = connection.encoder.encoding_errors
         reader = hiredis.Reader(
             protocolError=redis.InvalidResponse,
-            replyError=parser.parse_error,
+            replyError=_reply_error(connection, parser),
             notEnoughData=NOT_ENOUGH_DATA,
             **options,
         )
@@ -317,9 +317,18 @@ def take_over(connection: Any, protocol: asyncio.BaseProtocol) -> tuple[Any, Any
     return transport, reader
 
 
+def _reply_error(connection: Any, parser: Any) -> Callable[[str], BaseException]:
+    adopt = getattr(connection, "adopt", None)  # for another library than redis-py
+    if adopt is None:
+        parse: Callable[[str], BaseException] = parser.parse_error
+        return parse
+    return lambda text: adopt(parser.parse_error(text))
+
+
 async def pushed(connection: Any, reply: Any) -> None:
     """Let redis-py handle what the server sent without being asked."""
-    await connection._parser.handle_push_response(reply)
+    if not hasattr(connection, "adopt"):
+        await connection._parser.handle_push_response(reply)
 
 
 def is_closed(connection: Any) -> bool:
@@ -330,6 +339,12 @@ def is_closed(connection: Any) -> bool:
 def forget(connection: Any) -> None:
     """Make redis-py's connection forget the transport that was taken over."""
     connection._reader = connection._writer = None
+
+
+def retries(connection: Any) -> int:
+    """Return how often the connection's retry policy sends again; endlessly if negative."""
+    times: int = connection.retry._retries
+    return times
 
 
 def backoff(connection: Any, failures: int) -> float:

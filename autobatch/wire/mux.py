@@ -579,7 +579,7 @@ class Link:
                 raise
             return
         self._connection = connection
-        self._retries = connection.retry.get_retries()
+        self._retries = greeted.retries(connection)
         self._timeout = connection.socket_timeout
         self._receiver = _Receiver(self)
         self._transport, self._reader = greeted.take_over(connection, self._receiver)

@@ -1,0 +1,102 @@
+"""valkey-py's clients, batching. `wrap` gives them for a client of valkey-py's."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import valkey
+import valkey.asyncio
+import valkey.asyncio.cluster
+from valkey.commands.core import AsyncScript
+
+from autobatch import aside, client, command
+from autobatch import asyncio as asynchronous
+from autobatch.funnel import Funnel, ScriptAtOnce
+from autobatch.wire.server import wires_of
+from autobatch.wire.valkey import MuxWire, Wire, adopt
+
+__all__ = ["AsyncValkey", "Valkey"]
+
+command.add_library(valkey.__file__)
+aside.add_library("valkey")
+
+
+class _OfValkey:
+    """What is the same for all of its clients."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[misc]
+        except Exception as error:  # such as a DataError, at the call
+            adopt(error)
+            raise
+
+    def set(self, *args: Any, **options: Any) -> Any:
+        return super(Funnel, self).set(*args, **options)  # type: ignore[misc]
+
+
+class Valkey(_OfValkey, client.Synchronous, valkey.Valkey):
+    """valkey-py's client, batching: inside a scope every call returns a Future at once.
+
+    As `autobatch.Redis`, with valkey-py's constructors, methods, types and errors.
+    """
+
+    @functools.cached_property
+    def _wire(self) -> Any:
+        pool, retry_writes = self.connection_pool, self.retry_writes
+        if self.connection is not None:
+            return Wire(pool, self.connection, retry_writes=retry_writes)
+        return wires_of(pool).setdefault(retry_writes, Wire(pool, retry_writes=retry_writes))
+
+    def _run_now(self, args: Any, options: Any) -> Any:
+        if self._caches:
+            return valkey.Valkey.execute_command(self, *args, **options)
+        return self._execute_command(*args, **options)
+
+    @property
+    def _caches(self) -> bool:
+        kwargs = self.connection_pool.connection_kwargs
+        return bool(kwargs.get("cache_enabled") or kwargs.get("client_cache"))
+
+
+class EagerValkey(client.SynchronousEager, Valkey):
+    """The plain view of a batching client: `client.eager`."""
+
+
+Valkey._eager_type = EagerValkey  # noqa: SLF001  # ours
+
+
+class BatchingScript(ScriptAtOnce, AsyncScript):  # type: ignore[misc]  # as redis-py's
+    """valkey-py's script; called with a batching client, it gives a Future at once."""
+
+
+class AsyncValkey(  # type: ignore[misc]  # valkey-py's own bases
+    _OfValkey, asynchronous.Asynchronous, valkey.asyncio.Valkey
+):
+    """valkey-py's asyncio client, batching: every call returns a Future at once.
+
+    As `autobatch.asyncio.Redis`, with valkey-py's constructors, methods, types and errors.
+    """
+
+    _plain_type = valkey.asyncio.Valkey
+    _script_type = BatchingScript
+    _wire_type = MuxWire
+
+
+class EagerAsyncValkey(asynchronous.AsynchronousEager, AsyncValkey):  # type: ignore[misc]
+    """The plain view of a batching asyncio client: `client.eager`."""
+
+
+AsyncValkey._eager_type = EagerAsyncValkey  # noqa: SLF001  # ours
+
+PIPELINES: tuple[type, ...] = (
+    valkey.client.Pipeline,
+    valkey.cluster.ClusterPipeline,
+    valkey.asyncio.client.Pipeline,
+    valkey.asyncio.cluster.ClusterPipeline,
+)
+TWINS: dict[type, type] = {
+    valkey.Valkey: Valkey,
+    valkey.asyncio.Valkey: AsyncValkey,
+}

@@ -1,0 +1,174 @@
+"""What valkey-py's connections need to carry batches: they are redis-py's of some years ago.
+
+A connection gets a class of its own, whose errors are of both libraries: those of valkey-py, which
+the program's `except` clauses name, and those of redis-py, which the rest of the house knows. The
+pool, the socket, the greeting and the parser stay valkey-py's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import redis.exceptions
+import valkey.exceptions
+from valkey.utils import LIBVALKEY_AVAILABLE
+
+from autobatch.wire import connection as link
+from autobatch.wire import mux, sync
+
+
+def _counterparts() -> dict[type, type]:
+    """Return which error of either library is which of the other."""
+    pairs: dict[type, type] = {}
+    for name, error in inspect.getmembers(valkey.exceptions, inspect.isclass):
+        other = getattr(redis.exceptions, name.replace("Valkey", "Redis"), None)
+        if other is not None and issubclass(error, Exception):
+            pairs |= {error: other, other: error}
+    return pairs
+
+
+_COUNTERPARTS = _counterparts()
+
+
+def adopt(error: BaseException) -> BaseException:
+    """Make an error one of both libraries, if it is of one of them; return it."""
+    own: Any = type(error)
+    kind = _of_both(own)
+    if kind is not own:
+        error.__class__ = kind
+        # What redis-py's constructors leave in an error, where valkey-py's do not.
+        error.__dict__.update({**redis.ConnectionError().__dict__, **error.__dict__})
+    return error
+
+
+@functools.cache  # bounded by the number of error classes
+def _of_both(kind: Any) -> Any:
+    missing = [other for base in kind.__mro__ if (other := _COUNTERPARTS.get(base))]
+    missing = [other for other in missing if not issubclass(kind, other)]
+    # Those that no other one of them implies.
+    bases = [a for a in missing if not any(a is not b and issubclass(b, a) for b in missing)]
+    if not bases:
+        return kind
+
+    def reduce(error: Any) -> tuple[Any, ...]:
+        plain = kind.__new__(kind, *error.args)
+        plain.__dict__.update(error.__dict__)
+        return adopt, (plain,)
+
+    members = {
+        name: getattr(kind, name) for name in ("__module__", "__doc__", "__repr__", "__str__")
+    }
+    members["__reduce__"] = reduce
+    return type(kind.__name__, (kind, *dict.fromkeys(bases)), members)
+
+
+def _adopting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose errors are of both libraries."""
+    if inspect.iscoroutinefunction(function):
+
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except Exception as error:
+                adopt(error)
+                raise
+
+        return functools.update_wrapper(awaited, function)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            adopt(error)
+            raise
+
+    return functools.update_wrapper(called, function)
+
+
+_FAILING = (
+    "can_read",
+    "check_health",
+    "connect",
+    "disconnect",
+    "read_response",
+    "send_command",
+    "send_packed_command",
+)
+
+
+@functools.cache  # as many as there are classes of connections
+def _connection_class(kind: Any) -> Any:
+    members: dict[str, Any] = {
+        "__module__": kind.__module__,
+        "__slots__": (),
+        "should_reconnect": lambda _: False,  # newer than valkey-py
+        "adopt": staticmethod(adopt),
+    }
+    for name in _FAILING:
+        if hasattr(kind, name):
+            members[name] = _adopting(getattr(kind, name))
+    return type(kind.__name__, (kind,), members)
+
+
+def adapted(connection: Any) -> Any:
+    """Make the errors of a connection those of both libraries; return it."""
+    if not hasattr(connection, "adopt"):
+        kind: Any = type(connection)
+        connection.__class__ = _connection_class(kind)
+        # What our own reading and writing raises, too.
+        connection.retry.update_supported_errors([redis.ConnectionError, redis.TimeoutError])
+    return connection
+
+
+class Pool:
+    """A pool of valkey-py's, as redis-py's are used."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.get_connection = self._get_in_loop if _asynchronous(pool) else self._get
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def make_connection(self) -> Any:
+        """Return a new connection, which is not open yet."""
+        return adapted(_adopting(self._pool.make_connection)())
+
+    def _get(self) -> Any:
+        return adapted(_adopting(self._pool.get_connection)("_"))
+
+    async def _get_in_loop(self) -> Any:
+        return adapted(await _adopting(self._pool.get_connection)("_"))
+
+
+def _asynchronous(pool: Any) -> bool:
+    return inspect.iscoroutinefunction(pool.get_connection)
+
+
+class Wire(sync.Wire):
+    """Where the batches of one client of valkey-py's travel."""
+
+    def __init__(self, pool: Any, connection: Any = None, *, retry_writes: bool = False) -> None:
+        ours: Any = Pool(pool)
+        lock = None if connection is None else threading.RLock()
+        if connection is not None:
+            adapted(connection)
+        super().__init__(ours, connection, lock, retry_writes=retry_writes)
+        # Without libvalkey, it writes text in the client's encoding.
+        self.pack, self.pack_fast = link.packers(pool, own_encoding=not LIBVALKEY_AVAILABLE)
+
+    adopt = staticmethod(adopt)
+
+
+class MuxWire(mux.Wire):
+    """Where the batches of one asyncio client of valkey-py's travel."""
+
+    def __init__(self, pool: Any, lanes: int = 1, *, retry_writes: bool = False) -> None:
+        ours: Any = Pool(pool)
+        super().__init__(ours, lanes, retry_writes=retry_writes)
+
+    adopt = staticmethod(adopt)
