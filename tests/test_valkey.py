@@ -443,6 +443,9 @@ def test_a_connection_of_its_own(theirs, proxy, plain):
         assert scope.stats.commands == 4
 
 
+@pytest.mark.skipif(
+    valkey.utils.LIBVALKEY_AVAILABLE, reason="valkey-py cannot cache with libvalkey"
+)
 def test_client_side_caching_is_left_to_valkey_py(server, plain):
     """Outside a scope its cache answers; inside one the server does."""
     with valkey.Valkey(port=server, protocol=3, cache_enabled=True) as client:

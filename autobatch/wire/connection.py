@@ -174,7 +174,13 @@ def read(
         # A subclass may know more errors, as that of clusters, or read in its own way.
         reader = getattr(type(parser), "read_response", None)
         if _HiredisParser is not None and reader is _HiredisParser.read_response:
-            _read_with_hiredis(parser, count, raw, replies)
+            read_with_hiredis(parser, count, raw, replies)
+        elif hasattr(connection, "parser_for_many"):  # of another library than redis-py
+            own = connection.parser_for_many()
+            if own is None:
+                _read_one_by_one(connection, count, raw, replies)
+            else:
+                read_with_hiredis(own, count, raw, replies)
         else:
             _read_one_by_one(connection, count, raw, replies)
     except TimeoutError as error:
@@ -195,7 +201,8 @@ def _read_more(parser: Any, reader: Any) -> None:
         raise redis.ConnectionError("Connection closed while reading") from error
 
 
-def _read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: list[Any]) -> None:
+def read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: list[Any]) -> None:
+    """Do that on a parser that uses hiredis."""
     reader = parser._reader
     if reader is None:  # another thread has closed the client
         raise redis.ConnectionError("Connection closed while reading")

@@ -15,6 +15,8 @@ from typing import Any
 
 import redis.exceptions
 import valkey.exceptions
+from valkey._parsers import _LibvalkeyParser, _RESP2Parser
+from valkey._parsers.libvalkey import NOT_ENOUGH_DATA
 from valkey.utils import LIBVALKEY_AVAILABLE
 
 from autobatch.wire import connection as link
@@ -100,6 +102,50 @@ _FAILING = (
 )
 
 
+class _ManyReplies:
+    """A parser for the replies of one exchange, on hiredis, in place of valkey-py's own."""
+
+    _hiredis_PushNotificationType = link.PushNotification  # noqa: N815  # as redis-py calls it
+
+    def __init__(self, connection: Any) -> None:
+        parse_error = connection._parser.parse_error
+        encoder = connection.encoder
+        self._socket = connection._sock
+        self._reader = link.hiredis.Reader(
+            encoding=encoder.encoding if encoder.decode_responses else None,
+            errors=encoder.encoding_errors,
+            notEnoughData=link.NOT_ENOUGH_DATA,
+            protocolError=lambda text: adopt(valkey.exceptions.InvalidResponse(text)),
+            replyError=lambda text: adopt(parse_error(text)),
+        )
+
+    def read_from_socket(self) -> None:
+        data = self._socket.recv(_AT_ONCE)
+        if not data:
+            raise adopt(valkey.exceptions.ConnectionError("Connection closed by server."))
+        self._reader.feed(data)
+
+    def handle_push_response(self, _: Any) -> None:
+        raise link.UnexpectedReply  # RESP2 knows none
+
+
+def _parser_for_many(connection: Any) -> _ManyReplies | None:
+    """Return what reads many replies fast, if valkey-py's own parser need not do it."""
+    parser: Any = connection._parser
+    if link.hiredis is None or connection._sock is None or connection.protocol not in {2, "2"}:
+        return None
+    if type(parser) is _RESP2Parser:
+        unread = parser._buffer.unread_bytes()
+    elif type(parser) is _LibvalkeyParser:
+        unread = parser._next_response is not NOT_ENOUGH_DATA or parser._reader.has_data()
+    else:  # one of the program's own, or that of clusters
+        return None
+    return None if unread else _ManyReplies(connection)
+
+
+_AT_ONCE = 64 * 1024  # bytes
+
+
 @functools.cache  # as many as there are classes of connections
 def _connection_class(kind: Any) -> Any:
     members: dict[str, Any] = {
@@ -107,6 +153,7 @@ def _connection_class(kind: Any) -> Any:
         "__slots__": (),
         "should_reconnect": lambda _: False,  # newer than valkey-py
         "adopt": staticmethod(adopt),
+        "parser_for_many": _parser_for_many,
     }
     for name in _FAILING:
         if hasattr(kind, name):
