@@ -135,7 +135,8 @@ def _parser_for_many(connection: Any) -> _ManyReplies | None:
     if link.hiredis is None or connection._sock is None or connection.protocol not in {2, "2"}:
         return None
     if type(parser) is _RESP2Parser:
-        unread = parser._buffer.unread_bytes()
+        buffer: Any = parser._buffer
+        unread = buffer.unread_bytes()
     elif type(parser) is _LibvalkeyParser:
         unread = parser._next_response is not NOT_ENOUGH_DATA or parser._reader.has_data()
     else:  # one of the program's own, or that of clusters
