@@ -113,19 +113,20 @@ class _AsyncClusterPipeline:
         return self._behind(answer) if inspect.iscoroutine(answer) else answer
 
     async def _behind(self, answer: Any) -> Any:
-        await astep_aside(_root_of(self.cluster_client))
+        await astep_aside(_root_of(self))
         return await answer
 
     async def watch(self, *names: Any) -> Any:
-        await astep_aside(_root_of(self.cluster_client))
+        await astep_aside(_root_of(self))
         return await super().watch(*names)  # type: ignore[misc]
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
-        await astep_aside(_root_of(self.cluster_client))
+        await astep_aside(_root_of(self))
         return await super().execute(*args, **kwargs)  # type: ignore[misc]
 
 
-def _root_of(client: Any) -> Any:
+def _root_of(pipeline: Any) -> Any:
+    client: Any = getattr(pipeline, "cluster_client", None) or getattr(pipeline, "_client", None)
     return client.root if hasattr(client, "root") else client  # one that was instrumented
 
 

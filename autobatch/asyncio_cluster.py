@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import redis.asyncio
 
@@ -21,13 +21,14 @@ from autobatch.wire.cluster_mux import Wire
 from autobatch.wire.server import wires_of
 
 
-class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]  # redis-py's own
-    """redis-py's asyncio client of a cluster, batching: every call returns a Future at once.
+class ClusteredAsynchronous(Clustered):
+    """What makes a cluster's asyncio client batch, whichever library it is of."""
 
-    Each node has one connection that all tasks of an event loop share. Otherwise as
-    `autobatch.asyncio.Redis` and `autobatch.RedisCluster`.
-    """
-
+    _eager_type: ClassVar[type[Any]]
+    # What is such a client of that library.
+    _plain_type: ClassVar[type[Any]]
+    _script_type: ClassVar[type[Any]]
+    _wire_type: ClassVar[type[Any]] = Wire
     _future_type = AsyncFuture
     _lanes = 1
 
@@ -48,17 +49,17 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
     def _wire(self) -> Wire:
         retry_writes = self.retry_writes
         wire: Wire = wires_of(self.root).setdefault(
-            retry_writes, Wire(self, self._lanes, retry_writes=retry_writes)
+            retry_writes, self._wire_type(self, self._lanes, retry_writes=retry_writes)
         )
         owner = self if self._origin is None else self._origin
-        if isinstance(owner, redis.asyncio.RedisCluster):
+        if isinstance(owner, self._plain_type):
             weakref.finalize(owner, wire.abandoning()).atexit = False
         return wire
 
     @property
-    def eager(self) -> RedisCluster:
+    def eager(self) -> Self:
         """The plain view of this client: it flushes what waits, and gives coroutines."""
-        eager: RedisCluster = twin_of(self, EagerRedisCluster)
+        eager: Self = twin_of(self, self._eager_type)
         return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -85,8 +86,9 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
 
     async def initialize(self, *args: Any, **kwargs: Any) -> Any:
         """Look at the cluster, if need be, as redis-py's client does."""
+        plain: Any = super()
         async with self._wire.looking():
-            return await super().initialize(*args, **kwargs)
+            return await plain.initialize(*args, **kwargs)
 
     async def _when_initialized(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # The first call of all, of a command that goes to certain nodes: which are there?
@@ -104,9 +106,11 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
         if call.of_search:
             if not isinstance(scope, StrayScope):
                 await scope.astep_aside()
-            return await super(Funnel, self).execute_command(*call.args, **call.options)
+            plain: Any = super(Funnel, self)
+            return await plain.execute_command(*call.args, **call.options)
         await self._wire.initialize()
-        call.place(await self._determine_slot(*call.args))
+        client: Any = self
+        call.place(await client._determine_slot(*call.args))
         return await self._queue_call(scope, call)
 
     def _together(self, values: list[Any], function: Finish) -> Any:
@@ -143,7 +147,7 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
 
         def register_script(self, script):
             self._know_script(script)
-            return BatchingScript(self, script)
+            return self._script_type(self, script)
 
         def _aside(self, thing):
             if asyncio._get_running_loop() is not None:
@@ -156,7 +160,8 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
         if self._origin is not None:
             await self._origin.aclose()
         else:
-            await super().aclose()
+            plain: Any = super()
+            await plain.aclose()
 
     async def _take_leave(self) -> None:
         """Send what waits, then close the connections that tasks share."""
@@ -167,14 +172,15 @@ class RedisCluster(Clustered, redis.asyncio.RedisCluster):  # type: ignore[misc]
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         # A twin must not close, nor warn of, what it shares.
         if self._origin is None:
-            super().__del__(*args, **kwargs)
+            plain: Any = super()
+            plain.__del__(*args, **kwargs)
 
 
-class EagerRedisCluster(RedisCluster):
-    """The plain view of a batching asyncio cluster client: `client.eager`."""
+class ClusteredAsynchronousEager(ClusteredAsynchronous):
+    """What makes a cluster's asyncio client the eager view of one that batches."""
 
     @property
-    def eager(self) -> RedisCluster:
+    def eager(self) -> Self:
         return self
 
     @property
@@ -191,3 +197,21 @@ class EagerRedisCluster(RedisCluster):
         if not self.nodes_manager.slots_cache and needs_nodes(self, args, options):
             await self._wire.initialize()
         return await self._queue_routed(stray_scope(asyncio.get_running_loop()), args, options)
+
+
+class RedisCluster(ClusteredAsynchronous, redis.asyncio.RedisCluster):  # type: ignore[misc]  # redis-py's own
+    """redis-py's asyncio client of a cluster, batching: every call returns a Future at once.
+
+    Each node has one connection that all tasks of an event loop share. Otherwise as
+    `autobatch.asyncio.Redis` and `autobatch.RedisCluster`.
+    """
+
+    _plain_type = redis.asyncio.RedisCluster
+    _script_type = BatchingScript
+
+
+class EagerRedisCluster(ClusteredAsynchronousEager, RedisCluster):  # type: ignore[misc]
+    """The plain view of a batching asyncio cluster client: `client.eager`."""
+
+
+RedisCluster._eager_type = EagerRedisCluster

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import redis
 from redis.client import CaseInsensitiveDict
@@ -276,18 +276,11 @@ def _nodes_of(client: Any, target: Any) -> list[Any]:
     return nodes
 
 
-class RedisCluster(Clustered, redis.RedisCluster):
-    """redis-py's client of a cluster, batching: inside a scope every call returns a Future at once.
+class ClusteredSynchronous(Clustered):
+    """What makes a cluster's synchronous client batch, whichever library it is of."""
 
-    A batch is divided by node, and all nodes are written before any is read: it takes the time of
-    the slowest one. Constructor, `from_url`, methods and types are redis-py's. Outside a scope a
-    call runs at once and returns the plain value. What the cluster sends on to another node is
-    sent there, and only that; a write whose reply was lost is never sent again, unless
-    `retry_writes=True` asks for it.
-
-    Attributes:
-        retry_writes: as given to the constructor.
-    """
+    _eager_type: ClassVar[type[Any]]
+    _wire_type: ClassVar[type[Any]] = Wire
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Create a client, with redis-py's arguments, and `retry_writes` as `autobatch.Redis`."""
@@ -302,26 +295,27 @@ class RedisCluster(Clustered, redis.RedisCluster):
     def _wire(self) -> Wire:
         retry_writes = self.retry_writes
         wire: Wire = wires_of(self.root).setdefault(
-            retry_writes, Wire(self, retry_writes=retry_writes)
+            retry_writes, self._wire_type(self, retry_writes=retry_writes)
         )
         return wire
 
     @functools.cached_property
     def response_callbacks(self) -> dict[str, Callable[..., Any]]:
         """What makes values of replies, by command: a node's own, then the cluster's."""
+        client: Any = self
         root = self.root
         callbacks = root.cluster_response_callbacks
         if not isinstance(callbacks, _Callbacks):
-            node = self.get_redis_connection(self.get_default_node())
+            node = client.get_redis_connection(client.get_default_node())
             callbacks = _Callbacks(callbacks, node.response_callbacks)
             root.cluster_response_callbacks = callbacks
-        self.cluster_response_callbacks = callbacks
+        client.cluster_response_callbacks = callbacks
         return callbacks.all
 
     @property
-    def eager(self) -> RedisCluster:
+    def eager(self) -> Self:
         """The plain view of this client: it flushes what waits, runs, and returns plain values."""
-        eager: RedisCluster = twin_of(self, EagerRedisCluster)
+        eager: Self = twin_of(self, self._eager_type)
         return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -349,15 +343,19 @@ class RedisCluster(Clustered, redis.RedisCluster):
     def _queue_unknown(self, scope: Scope, call: Call) -> Any:
         if call.of_search:
             scope.step_aside()
-            return super(Funnel, self).execute_command(*call.args, **call.options)
-        call.place(self.determine_slot(*call.args))
+            plain: Any = super(Funnel, self)
+            return plain.execute_command(*call.args, **call.options)
+        client: Any = self
+        call.place(client.determine_slot(*call.args))
         return self._queue_call(scope, call)
 
     def _run_now(self, call: Call) -> Any:
         if call.of_search:
-            return super(Funnel, self).execute_command(*call.args, **call.options)
+            plain: Any = super(Funnel, self)
+            return plain.execute_command(*call.args, **call.options)
         if call.unknown:
-            call.place(self.determine_slot(*call.args))
+            client: Any = self
+            call.place(client.determine_slot(*call.args))
         (values,) = self._run_together([call.commands(None)])
         if call.traits.name == "SCRIPT LOAD":
             self._know_script(call.args[-1])
@@ -394,7 +392,7 @@ class RedisCluster(Clustered, redis.RedisCluster):
 
         def lock(self, *args, **kwargs):
             # Lock.locked() tests `is not None`, and its other methods need each reply at once.
-            return super(RedisCluster, self.eager).lock(*args, **kwargs)
+            return super(ClusteredSynchronous, self.eager).lock(*args, **kwargs)
 
     def close(self) -> None:
         """Send what waits, then close the connections, as redis-py's client does."""
@@ -402,20 +400,22 @@ class RedisCluster(Clustered, redis.RedisCluster):
         if self._origin is not None:
             self._origin.close()
         else:
-            super().close()
+            plain: Any = super()
+            plain.close()
 
     def __del__(self) -> None:
         # The garbage collector must not flush, and a twin must not close what it shares.
         if self._origin is None:
             with contextlib.suppress(Exception):
-                super().close()
+                plain: Any = super()
+                plain.close()
 
 
-class EagerRedisCluster(RedisCluster):
-    """The plain view of a batching cluster client: `client.eager`."""
+class ClusteredSynchronousEager(ClusteredSynchronous):
+    """What makes a cluster's synchronous client the eager view of one that batches."""
 
     @property
-    def eager(self) -> RedisCluster:
+    def eager(self) -> Self:
         return self
 
     @property
@@ -449,6 +449,27 @@ class _Callbacks(CaseInsensitiveDict):
         first = self._of_nodes.get(name)
         last = callback if first is None else _one_after_the_other(first, callback)
         self.all[name.upper()] = last
+
+
+class RedisCluster(ClusteredSynchronous, redis.RedisCluster):
+    """redis-py's client of a cluster, batching: inside a scope every call returns a Future at once.
+
+    A batch is divided by node, and all nodes are written before any is read: it takes the time of
+    the slowest one. Constructor, `from_url`, methods and types are redis-py's. Outside a scope a
+    call runs at once and returns the plain value. What the cluster sends on to another node is
+    sent there, and only that; a write whose reply was lost is never sent again, unless
+    `retry_writes=True` asks for it.
+
+    Attributes:
+        retry_writes: as given to the constructor.
+    """
+
+
+class EagerRedisCluster(ClusteredSynchronousEager, RedisCluster):
+    """The plain view of a batching cluster client: `client.eager`."""
+
+
+RedisCluster._eager_type = EagerRedisCluster
 
 
 def _one_after_the_other(first: Callable[..., Any], last: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,13 +10,14 @@ import valkey.asyncio
 import valkey.asyncio.cluster
 from valkey.commands.core import AsyncScript
 
-from autobatch import aside, client, command
+from autobatch import aside, client, cluster, command
 from autobatch import asyncio as asynchronous
+from autobatch import asyncio_cluster as asynchronous_cluster
 from autobatch.funnel import Funnel, ScriptAtOnce
 from autobatch.wire.server import wires_of
-from autobatch.wire.valkey import MuxWire, Wire, adopt
+from autobatch.wire.valkey import ClusterWire, MuxClusterWire, MuxWire, Wire, adopt
 
-__all__ = ["AsyncValkey", "Valkey"]
+__all__ = ["AsyncValkey", "AsyncValkeyCluster", "Valkey", "ValkeyCluster"]
 
 command.add_library(valkey.__file__)
 aside.add_library("valkey")
@@ -67,6 +68,26 @@ class EagerValkey(client.SynchronousEager, Valkey):
 Valkey._eager_type = EagerValkey  # noqa: SLF001  # ours
 
 
+class ValkeyCluster(_OfValkey, cluster.ClusteredSynchronous, valkey.ValkeyCluster):
+    """valkey-py's client of a cluster, batching: inside a scope calls return Futures at once.
+
+    As `autobatch.RedisCluster`, with valkey-py's constructors, methods, types and errors.
+    """
+
+    _wire_type = ClusterWire
+
+    def get_redis_connection(self, node: Any) -> Any:
+        """Return the client of a node, by redis-py's name for that."""
+        return self.get_valkey_connection(node)
+
+
+class EagerValkeyCluster(cluster.ClusteredSynchronousEager, ValkeyCluster):
+    """The plain view of a batching client of a cluster: `client.eager`."""
+
+
+ValkeyCluster._eager_type = EagerValkeyCluster  # noqa: SLF001  # ours
+
+
 class BatchingScript(ScriptAtOnce, AsyncScript):  # type: ignore[misc]  # as redis-py's
     """valkey-py's script; called with a batching client, it gives a Future at once."""
 
@@ -90,6 +111,28 @@ class EagerAsyncValkey(asynchronous.AsynchronousEager, AsyncValkey):  # type: ig
 
 AsyncValkey._eager_type = EagerAsyncValkey  # noqa: SLF001  # ours
 
+
+class AsyncValkeyCluster(  # type: ignore[misc]  # valkey-py's own bases
+    _OfValkey, asynchronous_cluster.ClusteredAsynchronous, valkey.asyncio.ValkeyCluster
+):
+    """valkey-py's asyncio client of a cluster, batching: every call returns a Future at once.
+
+    As `autobatch.asyncio.RedisCluster`, with valkey-py's constructors, methods, types and errors.
+    """
+
+    _plain_type = valkey.asyncio.ValkeyCluster
+    _script_type = BatchingScript
+    _wire_type = MuxClusterWire
+
+
+class EagerAsyncValkeyCluster(  # type: ignore[misc]
+    asynchronous_cluster.ClusteredAsynchronousEager, AsyncValkeyCluster
+):
+    """The plain view of a batching asyncio client of a cluster: `client.eager`."""
+
+
+AsyncValkeyCluster._eager_type = EagerAsyncValkeyCluster  # noqa: SLF001  # ours
+
 PIPELINES: tuple[type, ...] = (
     valkey.client.Pipeline,
     valkey.cluster.ClusterPipeline,
@@ -98,5 +141,7 @@ PIPELINES: tuple[type, ...] = (
 )
 TWINS: dict[type, type] = {
     valkey.Valkey: Valkey,
+    valkey.ValkeyCluster: ValkeyCluster,
     valkey.asyncio.Valkey: AsyncValkey,
+    valkey.asyncio.ValkeyCluster: AsyncValkeyCluster,
 }

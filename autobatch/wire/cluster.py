@@ -59,7 +59,7 @@ NOT_HERE: tuple[type[Exception], ...] = (
     BusyLoadingError,
 )
 _ELSEWHERE = (AskError, TryAgainError, NoScriptError)  # and MOVED, which is a kind of ASK
-_NO_NEWS = (*_ELSEWHERE, MaxConnectionsError)  # of the map of the slots
+_NO_NEWS = (*_ELSEWHERE, MaxConnectionsError)  # of the map of the slots, but for MOVED
 # How often a command follows the cluster's redirections. redis-py does it as often.
 MAX_REDIRECTIONS = 16
 _TRY_AGAIN_PAUSE = 0.05  # seconds, as redis-py's
@@ -286,6 +286,11 @@ class Part(Batch):
         return kept
 
 
+def _tells_nothing(cause: BaseException) -> bool:
+    """Return whether a reason says nothing of the map of the slots."""
+    return isinstance(cause, _NO_NEWS) and not isinstance(cause, MovedError)
+
+
 def _not_here(entry: Entry, replies: Sequence[Any]) -> BaseException | None:
     """Return why a node has not run something that can run elsewhere, if that is so."""
     if isinstance(entry, Transaction) and not all(isinstance(r, Exception) for r in replies):
@@ -460,7 +465,7 @@ class Router:
         for one in leftovers:
             if isinstance(one.cause, MovedError) and one.cause.slot_id in slots_cache:
                 moved[one.cause.slot_id] = one.cause
-            elif one.cause is not None and type(one.cause) not in _NO_NEWS:
+            elif one.cause is not None and not _tells_nothing(one.cause):
                 lost = True
         if moved:
             # As redis-py does: the map is patched, and asked for at every so many redirections.
@@ -519,14 +524,15 @@ class Router:
         if node is None:
             # It is new: the map of the slots names it when its first slot has arrived. redis-py
             # makes one that MOVED tells of known in the same way, and closes its connections.
-            if isinstance(self.client, redis.RedisCluster):
-                node = redis.cluster.ClusterNode(ask.host, ask.port, redis.cluster.PRIMARY)
-            else:
-                node = redis.asyncio.cluster.ClusterNode(
-                    ask.host, ask.port, redis.cluster.PRIMARY, **manager.connection_kwargs
-                )
+            node = self._new_node(ask.host, ask.port)
             manager.nodes_cache = {**manager.nodes_cache, node.name: node}
         return node
+
+    def _new_node(self, host: str, port: int) -> Any:
+        if isinstance(self.client, redis.RedisCluster):
+            return redis.cluster.ClusterNode(host, port, redis.cluster.PRIMARY)
+        kwargs = self.client.nodes_manager.connection_kwargs
+        return redis.asyncio.cluster.ClusterNode(host, port, redis.cluster.PRIMARY, **kwargs)
 
 
 class Recovery:

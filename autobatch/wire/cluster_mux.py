@@ -93,15 +93,17 @@ class Wire:
         """Return the wire to one node."""
         wire = self._wires.get(node.name)
         if wire is None:
-            kwargs = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
-            pool = redis.asyncio.ConnectionPool(
-                connection_class=node.connection_class,
-                max_connections=node.max_connections,
-                **kwargs,
-            )
-            wire = mux.Wire(pool, self.lanes, retry_writes=self.retry_writes)
-            self._wires[node.name] = wire
+            wire = self._wires[node.name] = self._new_wire(node)
         return wire
+
+    def _new_wire(self, node: Any) -> mux.Wire:
+        kwargs = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+        pool = redis.asyncio.ConnectionPool(
+            connection_class=node.connection_class,
+            max_connections=node.max_connections,
+            **kwargs,
+        )
+        return mux.Wire(pool, self.lanes, retry_writes=self.retry_writes)
 
     async def catch_up(self, left: Iterable[Leftover]) -> list[BaseException]:
         """Wait if need be, and learn what has changed; return why nothing could be learnt."""

@@ -14,13 +14,19 @@ from collections.abc import Callable
 from typing import Any
 
 import redis.exceptions
+import valkey.asyncio
+import valkey.asyncio.cluster
+import valkey.cluster
 import valkey.exceptions
 from valkey._parsers import _LibvalkeyParser, _RESP2Parser
 from valkey._parsers.libvalkey import NOT_ENOUGH_DATA
+from valkey.asyncio.retry import Retry
+from valkey.backoff import NoBackoff
+from valkey.cluster import PRIMARY
 from valkey.utils import LIBVALKEY_AVAILABLE
 
+from autobatch.wire import cluster, cluster_mux, mux, sync
 from autobatch.wire import connection as link
-from autobatch.wire import mux, sync
 
 
 def _counterparts() -> dict[type, type]:
@@ -134,12 +140,13 @@ def _parser_for_many(connection: Any) -> _ManyReplies | None:
     parser: Any = connection._parser
     if link.hiredis is None or connection._sock is None or connection.protocol not in {2, "2"}:
         return None
-    if type(parser) is _RESP2Parser:
+    read_response = type(parser).read_response  # a cluster's parser knows more errors
+    if read_response is _RESP2Parser.read_response:
         buffer: Any = parser._buffer
         unread = buffer.unread_bytes()
-    elif type(parser) is _LibvalkeyParser:
+    elif read_response is _LibvalkeyParser.read_response:
         unread = parser._next_response is not NOT_ENOUGH_DATA or parser._reader.has_data()
-    else:  # one of the program's own, or that of clusters
+    else:  # one of the program's own
         return None
     return None if unread else _ManyReplies(connection)
 
@@ -212,6 +219,98 @@ class Wire(sync.Wire):
     adopt = staticmethod(adopt)
 
 
+class _Facade:
+    """What stands before an object of valkey-py's: what is here is its own, the rest is that's."""
+
+    def __init__(self, behind: Any) -> None:
+        self.__dict__["_behind"] = behind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behind, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._behind, name, value)
+
+
+class _Manager(_Facade):
+    """The keeper of a cluster's topology."""
+
+    def initialize(self) -> Any:
+        return _adopting(self._behind.initialize)()
+
+    def get_node_from_slot(self, slot: int, read_from_replicas: bool = False, *_: Any) -> Any:  # noqa: FBT001, FBT002  # valkey-py's
+        return _adopting(self._behind.get_node_from_slot)(slot, read_from_replicas)
+
+    def update_moved_exception(self, error: Any) -> None:
+        self._behind._moved_exception = error  # asyncio's has no method for it
+
+
+class _Node:
+    """The client of one node, as far as a wire asks."""
+
+    def __init__(self, client: Any) -> None:
+        self.connection_pool = client.connection_pool.__dict__.setdefault(
+            "_autobatch_pool", Pool(client.connection_pool)
+        )
+
+
+class _Retries:
+    """How often a cluster's client tries again."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def get_retries(self) -> int:
+        times: int = self._client.cluster_error_retry_attempts
+        return times
+
+
+class _Cluster(_Facade):
+    """A cluster's client, as redis-py's are used."""
+
+    load_balancing_strategy = None
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether it is asyncio's."""
+        return isinstance(self._behind, valkey.asyncio.ValkeyCluster)
+
+    @property
+    def nodes_manager(self) -> Any:
+        return _Manager(self._behind.nodes_manager)
+
+    @property
+    def retry(self) -> Any:
+        return _Retries(self._behind)
+
+    def get_redis_connection(self, node: Any) -> Any:
+        return _Node(_adopting(self._behind.get_valkey_connection)(node))
+
+    async def initialize(self) -> None:  # asyncio's
+        await _adopting(self._behind.initialize)()
+
+
+class _Router(cluster.Router):
+    def _new_node(self, host: str, port: int) -> Any:
+        if self.client.in_loop:
+            kwargs = self.client.nodes_manager.connection_kwargs
+            return valkey.asyncio.cluster.ClusterNode(host, port, PRIMARY, **kwargs)
+        return valkey.cluster.ClusterNode(host, port, PRIMARY)
+
+
+class ClusterWire(cluster.Wire):
+    """Where the batches of one client of a cluster, of valkey-py's, travel."""
+
+    def __init__(self, client: Any, *, retry_writes: bool = False) -> None:
+        ours = _Cluster(client)
+        super().__init__(ours, retry_writes=retry_writes)
+        self.router = _Router(ours)
+        pool = ours.get_redis_connection(client.get_default_node()).connection_pool
+        self.pack, self.pack_fast = link.packers(pool, own_encoding=not LIBVALKEY_AVAILABLE)
+
+    adopt = staticmethod(adopt)
+
+
 class MuxWire(mux.Wire):
     """Where the batches of one asyncio client of valkey-py's travel."""
 
@@ -220,3 +319,23 @@ class MuxWire(mux.Wire):
         super().__init__(ours, lanes, retry_writes=retry_writes)
 
     adopt = staticmethod(adopt)
+
+
+class MuxClusterWire(cluster_mux.Wire):
+    """Where the batches of one asyncio client of a cluster, of valkey-py's, travel."""
+
+    def __init__(self, client: Any, lanes: int = 1, *, retry_writes: bool = False) -> None:
+        ours = _Cluster(client)
+        super().__init__(ours, lanes, retry_writes=retry_writes)
+        self.router = _Router(ours)
+
+    adopt = staticmethod(adopt)
+
+    def _new_wire(self, node: Any) -> mux.Wire:
+        kwargs = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+        pool = valkey.asyncio.ConnectionPool(
+            connection_class=node.connection_class,
+            max_connections=node.max_connections,
+            **kwargs,
+        )
+        return MuxWire(pool, self.lanes, retry_writes=self.retry_writes)
