@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import CoroutineType
 from typing import Any
 
 import valkey
@@ -28,13 +29,22 @@ class _OfValkey:
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().execute_command(*args, **options)  # type: ignore[misc]
+            answer = super().execute_command(*args, **options)  # type: ignore[misc]
         except Exception as error:  # such as a DataError, at the call
             adopt(error)
             raise
+        return _adopting(answer) if type(answer) is CoroutineType else answer
 
     def set(self, *args: Any, **options: Any) -> Any:
         return super(Funnel, self).set(*args, **options)  # type: ignore[misc]
+
+
+async def _adopting(answer: Any) -> Any:
+    try:
+        return await answer
+    except Exception as error:
+        adopt(error)
+        raise
 
 
 class Valkey(_OfValkey, client.Synchronous, valkey.Valkey):

@@ -107,6 +107,7 @@ ONCE = {
     "test_server_errors",
     "test_soak",
     "test_storm",
+    "test_valkey_cluster",
 }
 
 

@@ -65,12 +65,15 @@ class Way:
 
     async def client(self, kind: Any = None, **options: Any) -> Any:
         """Return a batching client that is connected to every node; then nothing is counted."""
-        client = (kind or self.batching_type)(
-            **{"host": HOST, "port": self.cluster.primaries[0], "decode_responses": True}
+        return await self.opened((kind or self.batching_type)(**self.options(**options)))
+
+    def options(self, **options: Any) -> dict[str, Any]:
+        """Return the arguments of a client's constructor."""
+        return (
+            {"host": HOST, "port": self.cluster.primaries[0], "decode_responses": True}
             | {"retry": _retry(5), "socket_timeout": PATIENCE}
             | options
         )
-        return await self.opened(client)
 
     async def plain(self, **options: Any) -> Any:
         """Return redis-py's client."""

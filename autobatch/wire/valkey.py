@@ -21,7 +21,7 @@ import valkey.exceptions
 from valkey._parsers import _LibvalkeyParser, _RESP2Parser
 from valkey._parsers.libvalkey import NOT_ENOUGH_DATA
 from valkey.asyncio.retry import Retry
-from valkey.backoff import NoBackoff
+from valkey.backoff import NoBackoff, default_backoff
 from valkey.cluster import PRIMARY
 from valkey.utils import LIBVALKEY_AVAILABLE
 
@@ -255,10 +255,12 @@ class _Node:
 
 
 class _Retries:
-    """How often a cluster's client tries again."""
+    """How often a cluster's client tries again, and with which pauses."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        own = getattr(client, "retry", None)
+        self._backoff = default_backoff() if own is None else own._backoff
 
     def get_retries(self) -> int:
         times: int = self._client.cluster_error_retry_attempts
