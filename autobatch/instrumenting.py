@@ -186,7 +186,7 @@ def _switch(modules: _Modules | None) -> _Modules | None:
         before, _modules = _modules, modules
         if modules is None:
             _put_back()
-        elif before is None:
+        else:  # again, too: valkey-py may have been imported since
             for kind, twin in twins().items():
                 _replace(kind, twin)
     return before

@@ -498,6 +498,24 @@ def test_instrumented(theirs, proxy, plain):
     assert type(theirs) is valkey.Valkey
 
 
+def test_instrumented_before_it_was_imported(server):
+    """Calling `instrument` again is enough."""
+    code = (
+        "import autobatch\n"
+        "autobatch.instrument()\n"
+        "import valkey\n"
+        f"client = valkey.Valkey(port={server})\n"
+        "with autobatch.batch():\n"
+        "    assert type(client.set('a', 1)) is bool\n"
+        "    autobatch.instrument()\n"
+        "    assert type(client.set('a', 1)) is autobatch.Future\n"
+        "autobatch.uninstrument()\n"
+        "with autobatch.batch():\n"
+        "    assert type(client.set('a', 1)) is bool\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_program_without_valkey_py_does_not_import_it(server):
     """Nor is it needed."""
     code = (
