@@ -636,7 +636,7 @@ def imports_of(expression):
     return modules
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", sorted(CALLS))
 def test_what_it_says_of_functions_is_true(client, name):
     """They work with the value, not with its Future, and the linter knows."""
     expression, value = CALLS[name]
