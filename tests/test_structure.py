@@ -39,6 +39,7 @@ ORDER = [
     "scope",
     "block",
     "recording",
+    "advice",
     "boundary",
     "aside",
     "funnel",
