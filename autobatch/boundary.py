@@ -13,7 +13,7 @@ from autobatch.block import AtomicBlock, DiscardingBlock
 from autobatch.command import calling_frame
 from autobatch.errors import AutobatchError
 from autobatch.promise import Failure
-from autobatch.recording import own_scope
+from autobatch.recording import atomic_block, own_scope
 from autobatch.report import shortened
 from autobatch.scope import (
     MAX_BYTES,
@@ -60,7 +60,7 @@ class _Entered:
             outer = self._own = own_scope(_name_of, function, *limits, lane)
             open_scopes.add(outer)
         if boundary.atomic:
-            self._part = AtomicBlock(outer)
+            self._part = atomic_block(outer)
         elif self._discard and self._own is None:
             self._part = DiscardingBlock(outer)
         self.scope: Scope = self._part or outer
@@ -115,8 +115,7 @@ class _Entered:
                 self._part.leave(error)
             except BaseException:  # it cannot be sent, and there is nothing else in here
                 if self._own is not None:
-                    open_scopes.discard(self._own)
-                    self._own.closed = True
+                    self._own.close()
                 raise
         if self._own is not None and error is not None and self._discard:
             self._own.discard()

@@ -447,19 +447,19 @@ class _Mapped(Promise):
 
     @property
     def asynchronous(self) -> bool:
-        return self._root().asynchronous
+        return self.root().asynchronous
 
-    def _root(self) -> Promise:
+    def root(self) -> Promise:
         promise: Promise = self
         while isinstance(promise, _Mapped):
             promise = promise._source  # noqa: SLF001  # one of its kind
-        return promise
+        return promise.root()
 
     def describe(self) -> str:
-        return f"map of {self._root().describe()}"
+        return f"map of {self.root().describe()}"
 
     def origin(self) -> Origin:
-        origin = self._root().origin()
+        origin = self.root().origin()
         origin.description = f"map of {origin.description}"
         return origin
 
@@ -525,6 +525,9 @@ class _Combined(Promise):
     @property
     def asynchronous(self) -> bool:
         return self._parts[0].asynchronous
+
+    def root(self) -> Promise:
+        return self._parts[0].root()
 
     def describe(self) -> str:
         return self._parts[0].describe()

@@ -261,6 +261,10 @@ class Promise:
         """Return what to tell of an error elsewhere than where it is raised."""
         return str(error)
 
+    def root(self) -> Promise:
+        """Return what this is made from: a command's promise; this one, if it is none of map()."""
+        return self
+
     @property
     def asynchronous(self) -> bool:
         """Whether it can only be awaited, since no thread may wait for it."""

@@ -7,32 +7,65 @@ that is not recorded pays nothing for what others might want to know.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType, FrameType
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from autobatch import report
 from autobatch.batch import Batch, Entry, Transaction, commands_of
-from autobatch.command import IN_LIBRARY, Command
+from autobatch.block import AtomicBlock
+from autobatch.command import IN_LIBRARY, Command, calling_frame
 from autobatch.promise import PENDING, Failure, Promise
-from autobatch.report import CommandRecord, FlushRecord, Place, Reason, ScopeRecord
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, StrayScope, current, whole_of
+from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
+from autobatch.scope import (
+    MAX_BYTES,
+    MAX_COMMANDS,
+    OwnScope,
+    Scope,
+    StrayScope,
+    current,
+    whole_of,
+)
 from autobatch.wire.tick import tick_of
 
 T = TypeVar("T")
+
+# Code and instruction: the line is looked up when the record is made.
+_Line: TypeAlias = tuple[CodeType, int]
+
+
+class _Call(NamedTuple):
+    """When and from where a command was called."""
+
+    when: float
+    contexts: dict[report.Subscription, Any]
+    lines: tuple[_Line, ...]
+
+
+class _Need(NamedTuple):
+    """A value that was needed, and where."""
+
+    promise: Promise
+    use: str
+    lines: tuple[_Line, ...]
 
 
 class _Cause(NamedTuple):
     """Why a scope is about to be flushed."""
 
     reason: Reason
-    place: Place | None = None
+    lines: tuple[_Line, ...] = ()
     use: str | None = None
     promise: Promise | None = None
+
+    @property
+    def place(self) -> Place | None:
+        return Place.of(*self.lines[0]) if self.lines else None
 
 
 class _Departure:
@@ -57,9 +90,12 @@ class Recorded(OwnScope):
         outer = current()
         outer_record = getattr(whole_of(outer), "record", None)
         self.record = ScopeRecord(name, None if outer_record is None else outer_record.name)
-        self._called: dict[Entry, tuple[float, dict[report.Subscription, Any]]] = {}
+        # Threads may share a scope, so what is iterated here is copied first, in one step.
+        self._called: dict[Entry, _Call] = {}
         self._departures: dict[Batch, _Departure] = {}
         self._records: dict[Promise, CommandRecord] = {}
+        self._causes: dict[int, _Cause] = {}
+        self._needs: list[_Need] = []
         self._landing = threading.Lock()
 
     # ---- what causes a flush -----------------------------------------------------------
@@ -67,96 +103,145 @@ class Recorded(OwnScope):
     def because(self, reason: Reason) -> None:
         self._note(reason)
 
-    def _note(self, reason: Reason, promise: Promise | None = None) -> None:
+    def _note(self, reason: Reason) -> None:
         """Note why what waits is about to be sent; what was noted first counts."""
         if self._cause is None and self._queue:
-            if self._ending:
-                reason = Reason.END
-            if reason in _CAUSED_BY_A_LINE:
-                frame, use = _user(sys._getframe(2))  # noqa: SLF001  # public in all but name
-                place = None if frame is None else Place.of(frame.f_code, frame.f_lasti)
-                self._cause = _Cause(
-                    reason, place, use if reason is Reason.FORCED else None, promise
-                )
+            self._cause = self._caused_by(reason)
+
+    def _caused_by(self, reason: Reason, promise: Promise | None = None) -> _Cause:
+        if self._ending:
+            return _Cause(Reason.END)
+        if reason not in _CAUSED_BY_A_LINE:
+            return _Cause(reason)
+        frame, use = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
+        return _Cause(reason, _lines(frame), use if reason is Reason.FORCED else None, promise)
+
+    @contextlib.contextmanager
+    def _causing(self, cause: _Cause) -> Iterator[None]:
+        """Note why this thread flushes in the `with` block, as often as it does.
+
+        Functions given to map() may call commands, which leave in further flushes.
+        """
+        thread = threading.get_ident()
+        outer = self._causes.get(thread)
+        need = None
+        if cause.promise is not None:
+            need = _Need(cause.promise, cause.use or "value", cause.lines)
+            self._needs.append(need)
+        if outer is None or need is not None:
+            self._causes[thread] = cause
+        try:
+            yield
+        finally:
+            if outer is None:
+                self._causes.pop(thread, None)
             else:
-                self._cause = _Cause(reason)
+                self._causes[thread] = outer
+            if need in self._needs:
+                self._needs.remove(need)
 
     def force(self, promise: Promise) -> None:
-        self._note(Reason.FORCED, promise)
-        super().force(promise)
+        if promise.asynchronous:
+            super().force(promise)  # which raises
+        with self._causing(self._caused_by(Reason.FORCED, promise)):
+            super().force(promise)
 
     def want(self, promise: Promise) -> None:
-        self._note(Reason.FORCED, promise)
+        if self._queue:
+            cause = self._caused_by(Reason.FORCED, promise)
+            self._cause = self._cause or cause
+            self._needs.append(_Need(promise, cause.use or "await", cause.lines))
         super().want(promise)
 
     def flush(self) -> None:
-        self._note(Reason.EXPLICIT)
-        super().flush()
+        with self._causing(self._caused_by(Reason.EXPLICIT)):
+            super().flush()
 
     async def aflush(self) -> None:
         self._note(Reason.EXPLICIT)
         await super().aflush()
 
     def step_aside(self) -> None:
-        self._note(Reason.ASIDE)
-        super().step_aside()
+        with self._causing(self._caused_by(Reason.ASIDE)):
+            super().step_aside()
 
     async def astep_aside(self) -> None:
         self._note(Reason.ASIDE)
         await super().astep_aside()
 
     def _overflow(self) -> None:
-        self._note(Reason.LIMIT)
-        super()._overflow()
+        with self._causing(self._caused_by(Reason.LIMIT)):
+            super()._overflow()
 
     # ---- what a flush does -------------------------------------------------------------
 
     def add(self, command: Entry) -> None:
-        self._called[command] = time.perf_counter(), report.contexts_of_call()
+        self.note_call(command)
         super().add(command)
 
+    def note_call(self, command: Entry) -> None:
+        """Note when and from where something was called."""
+        if command not in self._called:
+            lines = _lines(calling_frame())
+            self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
+
     def _depart(self) -> list[list[Batch]]:
-        cause, self._cause = self._cause, None
+        noted, self._cause = self._cause, None
         waves = super()._depart()
         if waves:
+            cause = noted or self._causes.get(threading.get_ident())
             self._begin(waves, cause or _Cause(Reason.EXPLICIT))
         return waves
 
     def _begin(self, waves: list[list[Batch]], cause: _Cause) -> None:
         batches = [batch for wave in waves for batch in wave]
         departing = {entry for batch in batches for entry in batch.entries}
-        entries = [entry for entry in self._called if entry in departing]
+        entries = [entry for entry in list(self._called) if entry in departing]
         records: list[CommandRecord] = []
         transactions = 0
         for entry in entries:
-            called, contexts = self._called.pop(entry)
+            at_end = self._called.pop(entry)
             transaction = None
             if isinstance(entry, Transaction):
                 transaction = transactions
                 transactions += 1
             for command in commands_of([entry]):
-                made = _record_of(command, called, contexts, transaction)
+                call = self._called.pop(command, at_end)
+                made = _record_of(command, call.when, call.contexts, transaction)
+                made.callers = _places(call.lines[1:])
                 records.append(made)
                 self._records[command] = made
-        if not self._queue:
-            self._called.clear()  # of what was dropped
         commands = commands_of(entries)
-        forced = None
-        if cause.promise in commands:
-            forced = commands.index(cause.promise)
         record = FlushRecord(
             self.record,
             cause.reason,
             cause.place,
             cause.use,
-            forced,
+            None if cause.promise is None else _index_of(cause.promise, commands),
             records,
             time.perf_counter(),
             round_trips=len(waves),
+            forces=self._take_needs(commands),
         )
         self.record.flushes.append(record)
         departure = _Departure(record, commands, len(batches))
         self._departures.update(dict.fromkeys(batches, departure))
+        self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        if len(self._called) > len(self._queue):
+            for entry in list(self._called):
+                if all(command.outcome is not PENDING for command in commands_of([entry])):
+                    self._called.pop(entry, None)
+
+    def _take_needs(self, commands: list[Command]) -> list[Force]:
+        needs, self._needs = self._needs, []
+        forces = []
+        for promise, use, lines in needs:
+            number = _index_of(promise, commands)
+            places = _places(lines)
+            forces.append(Force(places[0] if places else None, use, number, places[1:]))
+        return forces
 
     def _exchange(self, batches: list[Batch]) -> None:
         departures = [self._departures.pop(b) for b in batches if b in self._departures]
@@ -236,10 +321,18 @@ class Recorded(OwnScope):
         try:
             return await super().aclose(name)
         finally:
+            if self._abandoned is None:
+                self._over()
+
+    def _tell_abandoned(self) -> None:
+        super()._tell_abandoned()
+        # Nobody waits for its end, but there is one.
+        if self._abandoned is not None and not self.busy:
             self._over()
 
     def _over(self) -> None:
-        self.record.closed = time.perf_counter()
+        self.record.closed = self.record.closed or time.perf_counter()
+        self._forget_dropped()
         self._publish_if_over()
 
     def _publish_if_over(self) -> None:
@@ -258,6 +351,9 @@ class Recorded(OwnScope):
         self._called.clear()
         self._departures.clear()
         self._records.clear()
+        self._causes.clear()
+        self._needs.clear()
+        self._cause = None
 
 
 class RecordedScope(Recorded):
@@ -270,6 +366,14 @@ class RecordedStrayScope(Recorded, StrayScope):
     def want(self, promise: Promise) -> None:
         self._note(Reason.TICK)
         StrayScope.want(self, promise)
+
+
+class RecordedAtomicBlock(AtomicBlock):
+    """An atomic block of a recorded scope: its commands are noted when they are called."""
+
+    def add(self, command: Entry) -> None:
+        whole_of(self).note_call(command)
+        super().add(command)
 
 
 _CAUSED_BY_A_LINE = {Reason.FORCED, Reason.ASIDE, Reason.EXPLICIT}
@@ -296,6 +400,12 @@ def own_scope(
     scope = RecordedScope(max_commands, max_bytes, lane)
     scope.start(naming(about))
     return scope
+
+
+def atomic_block(parent: Scope) -> AtomicBlock:
+    """Return a new atomic block of a scope, recorded if that is."""
+    kind = RecordedAtomicBlock if isinstance(whole_of(parent), Recorded) else AtomicBlock
+    return kind(parent)
 
 
 def stray_scope(loop: asyncio.AbstractEventLoop) -> StrayScope:
@@ -403,6 +513,29 @@ def _user(frame: FrameType | None) -> tuple[FrameType | None, str]:
     return frame, _use_of(inner)
 
 
+def _lines(frame: FrameType | None) -> tuple[_Line, ...]:
+    """Return where a frame of the program is, and where those are that have called it."""
+    lines: list[_Line] = []
+    while frame is not None and len(lines) < _DEPTH:
+        code = frame.f_code
+        if code.co_filename == asyncio.events.__file__:
+            break
+        if not IN_LIBRARY[code.co_filename]:
+            lines.append((code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(lines)
+
+
+def _places(lines: tuple[_Line, ...]) -> tuple[Place, ...]:
+    return tuple([Place.of(*line) for line in lines])
+
+
+def _index_of(promise: Promise, commands: list[Command]) -> int | None:
+    """Return which of some commands a promise is of, or is made from."""
+    root = promise.root()
+    return next((number for number, one in enumerate(commands) if one is root), None)
+
+
 def _use_of(frame: FrameType | None) -> str:
     if frame is None:
         return "value"
@@ -410,17 +543,23 @@ def _use_of(frame: FrameType | None) -> str:
     if name == "forward":  # of the table in future.py
         operation = frame.f_locals.get("operation")
         return str(getattr(operation, "__name__", "value"))
-    return _USES.get(name, "argument" if "redis" in frame.f_globals["__name__"] else "value")
+    if name.endswith("_iter"):  # redis-py's own loops
+        return "iter"
+    module = frame.f_globals["__name__"]
+    return _USES.get(name, "value" if module in _WHERE_VALUES_ARE_TAKEN else "argument")
 
 
+# What else the program calls there is a command, or leads to one.
+_WHERE_VALUES_ARE_TAKEN = {"autobatch.future", "autobatch.resolve", "autobatch.promise"}
 # By the function of the library that the program called.
 _USES = {
     "__await__": "await",
     "send": "await",
-    "execute_command": "argument",
     "exception": "exception",
     "__str__": "str",
     "__class__": "class",
     "__getattr__": "attribute",
     "__radd__": "add",
+    "__getitem__": "value",  # of a client
 }
+_DEPTH = 6

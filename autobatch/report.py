@@ -86,18 +86,26 @@ class Place:
         file: the path of the source.
         line: in it, from 1.
         function: the qualified name of what the line is in.
+        span: the column, the last line and its last column of what was called there, as `ast`
+            counts them; None if that is not known.
     """
 
     file: str
     line: int
     function: str
+    span: tuple[int, int, int] | None = dataclasses.field(default=None, repr=False)
 
     @staticmethod
     @functools.lru_cache(4096)
     def of(code: CodeType, instruction: int) -> Place:
         """Return where an instruction of some code comes from."""
-        line = next(itertools.islice(code.co_positions(), instruction // 2, None))[0]
-        return Place(code.co_filename, line or code.co_firstlineno, code.co_qualname)
+        start, end, column, last_column = next(
+            itertools.islice(code.co_positions(), instruction // 2, None)
+        )
+        span = None
+        if end is not None and column is not None and last_column is not None:
+            span = column, end, last_column
+        return Place(code.co_filename, start or code.co_firstlineno, code.co_qualname, span)
 
     def __str__(self) -> str:
         return f"{shortened(self.file)}:{self.line}"
@@ -130,6 +138,7 @@ class CommandRecord:
         sent: how often it was sent; more than 1 if it had to be sent again.
         error: what it failed with, without what may be secret; None if it has a value.
         contexts: what `on_call` of each subscription returned when it was called.
+        callers: the lines that led to `place`, the nearest first; a few of them.
     """
 
     name: str
@@ -143,9 +152,28 @@ class CommandRecord:
     sent: int = 1
     error: str | None = None
     contexts: dict[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
+    callers: tuple[Place, ...] = dataclasses.field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name if self.key is None else f"{self.name} {self.key}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Force:
+    """A need of a value that was not there.
+
+    Attributes:
+        place: the line that needed it; None if an event loop did.
+        use: what for, as in `FlushRecord`.
+        command: the place in the flush's `commands` of what was needed; None if that is not one
+            of them.
+        callers: the lines that led to `place`, the nearest first; a few of them.
+    """
+
+    place: Place | None
+    use: str
+    command: int | None
+    callers: tuple[Place, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclasses.dataclass(slots=True)
@@ -164,6 +192,8 @@ class FlushRecord:
             `time.perf_counter()`.
         round_trips: how often the program waited for the network.
         exchanges: the writes with the reading of their replies, on all connections.
+        forces: what needed values by then. With asyncio these may be several: each task that
+            awaits one in the same tick.
     """
 
     scope: ScopeRecord = dataclasses.field(repr=False)
@@ -176,6 +206,7 @@ class FlushRecord:
     finished: float = 0.0
     round_trips: int = 1
     exchanges: int = 0
+    forces: list[Force] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def size(self) -> int:
