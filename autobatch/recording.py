@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from autobatch import report
 from autobatch.batch import Batch, Entry, Transaction, commands_of
 from autobatch.block import AtomicBlock
-from autobatch.command import IN_LIBRARY, Command, calling_frame
+from autobatch.command import IN_LIBRARY, Command
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
 from autobatch.scope import (
@@ -182,7 +182,7 @@ class Recorded(OwnScope):
     def note_call(self, command: Entry) -> None:
         """Note when and from where something was called."""
         if command not in self._called:
-            lines = _lines(calling_frame())
+            lines = _lines(sys._getframe(1))  # noqa: SLF001  # public in all but name
             self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
 
     def _depart(self) -> list[list[Batch]]:
@@ -199,16 +199,20 @@ class Recorded(OwnScope):
         entries = [entry for entry in list(self._called) if entry in departing]
         records: list[CommandRecord] = []
         transactions = 0
+        lines: tuple[_Line, ...] = ()
+        callers: tuple[Place, ...] = ()
         for entry in entries:
             at_end = self._called.pop(entry)
             transaction = None
             if isinstance(entry, Transaction):
                 transaction = transactions
                 transactions += 1
-            for command in commands_of([entry]):
+            for command in entry.commands if isinstance(entry, Transaction) else [entry]:
                 call = self._called.pop(command, at_end)
-                made = _record_of(command, call.when, call.contexts, transaction)
-                made.callers = _places(call.lines[1:])
+                if call.lines[1:] != lines:
+                    lines = call.lines[1:]
+                    callers = _places(lines)
+                made = _record_of(command, call.when, call.contexts, transaction, callers)
                 records.append(made)
                 self._records[command] = made
         commands = commands_of(entries)
@@ -465,6 +469,7 @@ def _record_of(
     called: float,
     contexts: dict[report.Subscription, Any],
     transaction: int | None,
+    callers: tuple[Place, ...] = (),
 ) -> CommandRecord:
     code = command.code
     name = command.traits.name
@@ -479,6 +484,7 @@ def _record_of(
         command.read_only,
         transaction,
         contexts=contexts,
+        callers=callers,
     )
 
 
@@ -562,4 +568,4 @@ _USES = {
     "__radd__": "add",
     "__getitem__": "value",  # of a client
 }
-_DEPTH = 6
+_DEPTH = 5

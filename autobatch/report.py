@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-import functools
 import itertools
 import logging
 import os
@@ -96,19 +95,33 @@ class Place:
     span: tuple[int, int, int] | None = dataclasses.field(default=None, repr=False)
 
     @staticmethod
-    @functools.lru_cache(4096)
     def of(code: CodeType, instruction: int) -> Place:
         """Return where an instruction of some code comes from."""
-        start, end, column, last_column = next(
-            itertools.islice(code.co_positions(), instruction // 2, None)
-        )
-        span = None
-        if end is not None and column is not None and last_column is not None:
-            span = column, end, last_column
-        return Place(code.co_filename, start or code.co_firstlineno, code.co_qualname, span)
+        key = id(code), instruction  # its hash would be one of all that it consists of
+        known = _places.get(key)
+        if known is None:
+            if len(_places) >= _KNOWN_PLACES:
+                _places.clear()
+            known = _places[key] = code, _place_of(code, instruction)
+        return known[1]
 
     def __str__(self) -> str:
         return f"{shortened(self.file)}:{self.line}"
+
+
+# With the code itself, so that no other code can have its id meanwhile.
+_places: dict[tuple[int, int], tuple[CodeType, Place]] = {}
+_KNOWN_PLACES = 4096
+
+
+def _place_of(code: CodeType, instruction: int) -> Place:
+    start, end, column, last_column = next(
+        itertools.islice(code.co_positions(), instruction // 2, None)
+    )
+    span = None
+    if end is not None and column is not None and last_column is not None:
+        span = column, end, last_column
+    return Place(code.co_filename, start or code.co_firstlineno, code.co_qualname, span)
 
 
 def shortened(file: str) -> str:

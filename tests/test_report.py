@@ -1098,9 +1098,5 @@ def test_places_without_columns():
 
 
 def _without_columns(code):
-    """Return a line table that has lines only."""
-    table = b""
-    for number, _ in enumerate(code.co_positions()):
-        delta = 2 if number == 0 else 0  # a signed number, from the code's first line on
-        table += b"\xe8" + bytes([delta])
-    return table
+    """Return a line table that has lines only: here, one line."""
+    return b"\xe8\x00" * len(list(code.co_positions()))
