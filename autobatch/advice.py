@@ -3,15 +3,24 @@
 From the records of a scope: which forces came early, so that their commands could have travelled
 with later ones; loops that force once a turn (N+1); and forces that nothing can save, since a later
 command needs the value.
+
+What is promised is counted, not estimated: the commands are laid out anew as they would have left
+without a force, each behind those whose values it needs. That a value is needed is seen where it
+is an argument at the time, or where the source shows that it flows into an argument or decides a
+condition. Commands of one key keep their order, if any of them writes.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
-from collections.abc import Sequence
+import itertools
+from typing import NamedTuple, TypeAlias
 
-from autobatch.report import FlushRecord, Place, Reason, ScopeRecord, counted
+from autobatch import dataflow
+from autobatch.dataflow import Reach, Unseen
+from autobatch.report import CommandRecord, FlushRecord, Place, Reason, ScopeRecord, counted
 
 
 class Kind(enum.StrEnum):
@@ -19,6 +28,8 @@ class Kind(enum.StrEnum):
 
     LOOP = "N+1 loop"
     """The same line forces again and again what the same line has called."""
+    CHAIN = "N+1 chain"
+    """Again and again, a value is an argument of the next command: `.map()` lets them share."""
     EARLY = "early force"
     """A value was needed before commands were called that could have travelled with it."""
     DEPENDENCY = "true dependency"
@@ -31,11 +42,12 @@ class Advice:
 
     Attributes:
         kind: what it is about.
-        place: the line that forces.
+        place: the line that forces; where an event loop did, the line that called.
         text: what to do, in a sentence.
-        round_trips: of the scope, as it ran.
-        possible: of the scope, if this advice is followed, and no other.
+        round_trips: of the scope, when the advices before this one are followed.
+        possible: of the scope, when this one is, too.
         times: how often the line has forced.
+        certain: whether the source was there to look at.
     """
 
     kind: Kind
@@ -44,6 +56,7 @@ class Advice:
     round_trips: int
     possible: int
     times: int = 1
+    certain: bool = True
 
     @property
     def saved(self) -> int:
@@ -55,47 +68,399 @@ class Advice:
 
 
 def advise(scope: ScopeRecord) -> list[Advice]:
-    """Return what could have saved round trips in a scope: what saves most first.
+    """Return what could have saved round trips in a scope: what saves most comes first.
 
-    True dependencies, which save nothing, come last.
+    Each advice counts on those before it: `possible` of the last one that saves anything is what
+    remains when all are followed. True dependencies, which save nothing, come last.
 
     Args:
         scope: its record, as `subscribe(on_scope=...)` gives it.
     """
-    flushes = list(scope.flushes)
-    by_place: dict[Place, list[int]] = {}
-    for number, flush in enumerate(flushes):
-        if flush.reason is Reason.FORCED and flush.place is not None:
-            by_place.setdefault(flush.place, []).append(number)
-    found = [_advice_on(scope, flushes, place, numbers) for place, numbers in by_place.items()]
-    return sorted((one for one in found if one is not None), key=lambda one: -one.saved)
+    return _Adviser(scope).advices()
 
 
-def _advice_on(
-    scope: ScopeRecord, flushes: Sequence[FlushRecord], place: Place, numbers: list[int]
-) -> Advice | None:
-    now = scope.round_trips
-    if flushes[numbers[0]].use == "argument":
-        text = f"{place} passes a value to a command: it has to be known by then"
-        return Advice(Kind.DEPENDENCY, place, text, now, now, len(numbers))
-    saved = sum(_joins_next(flushes, number) for number in numbers)
-    if not saved:
+def possible(scope: ScopeRecord) -> int:
+    """Return how many round trips a scope would take if all advice was followed."""
+    saved = sum(advice.saved for advice in advise(scope))
+    return scope.round_trips - saved
+
+
+Stack: TypeAlias = tuple[Place, ...]
+Places: TypeAlias = frozenset[Place]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Step:
+    """A command where it was called.
+
+    Attributes:
+        record: of it.
+        flush: the number of the flush that sent it.
+        stack: the line that called it, and those that led there.
+    """
+
+    record: CommandRecord
+    flush: int
+    stack: Stack
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Group:
+    """Lines that force together: sparing one of them alone saves nothing."""
+
+    places: Places
+    flushes: list[int]
+
+
+class _Words(NamedTuple):
+    """How to say it."""
+
+    does: str
+    early: str
+    loop: str
+    chain: str
+
+
+_FORCED = _Words(
+    "force",
+    "; forced after {} it would join the next flush",
+    "; call {} for all turns first, then look at the values",
+    "; the value goes to {}: pass it on with .map(), or in a second loop",
+)
+_AWAITED = _Words(
+    "await",
+    "; awaited after {} it would join the next flush",
+    "; call {} for all turns first, then await",
+    "; the value goes to {}: pass it on with .map(), or let asyncio.gather() run all turns",
+)
+_EAGER = _Words(
+    "call",
+    "; in a batch it could travel with {}",
+    "; in a batch, {} could be called for all turns in one round trip",
+    "; the value goes to {}: with .map(), or in a second loop, all turns could share",
+)
+
+
+def _words_for(flush: FlushRecord) -> _Words:
+    if flush.reason is Reason.EAGER:
+        return _EAGER
+    return _AWAITED if flush.use == "await" else _FORCED
+
+
+class _Adviser:
+    """Lays the commands of one scope out anew."""
+
+    def __init__(self, scope: ScopeRecord) -> None:
+        self._flushes = list(scope.flushes)
+        self._steps = [
+            [_Step(one, number, _stack_of(one)) for one in flush.commands]
+            for number, flush in enumerate(self._flushes)
+        ]
+        self._forces = [_forcing_places(flush) for flush in self._flushes]
+        # What is kept of a long scope is its end.
+        self._before = scope.round_trips - sum(flush.round_trips for flush in self._flushes)
+        self._stacks = list(dict.fromkeys(step.stack for steps in self._steps for step in steps))
+        self._flows: dict[tuple[Stack, Stack], Reach | None] = {}
+        self._sources: dict[Stack, list[Stack]] = {}
+        self._unseen: set[str] = set()
+        self._groups = self._grouped()
+
+    # ---- what is advised
+
+    def advices(self) -> list[Advice]:
+        left = sorted(self._groups, key=lambda group: self._round_trips(group.places))
+        followed: Places = frozenset()
+        now = self._round_trips(followed)
+        found: list[Advice] = []
+        while True:
+            best = self._next_to_follow(left, followed, now)
+            if best is None:
+                break
+            followed |= best.places
+            left = [group for group in left if not group.places <= followed]
+            then = self._round_trips(followed)
+            found.append(self._advice(best, now, then, followed))
+            now = then
+        return found + [one for group in left for one in self._dependency(group, now)]
+
+    def _next_to_follow(self, left: list[_Group], followed: Places, now: int) -> _Group | None:
+        for group in left:
+            if self._round_trips(followed | group.places) < now:
+                return group
+        for one, other in itertools.combinations(left[:_PAIRED], 2):
+            both = _Group(one.places | other.places, sorted({*one.flushes, *other.flushes}))
+            if self._round_trips(followed | both.places) < now:
+                return both
         return None
-    called = {flushes[number].commands[-1].place for number in numbers}
-    numbered = f"{counted(now, 'round trip')} could be {now - saved}"
-    if len(numbers) > _FEW and len(called) == 1:
-        text = (
-            f"{place} forces {len(numbers)} times what {called.pop()} has called, once a turn: "
-            f"call for all first, then look at the values: {numbered}"
+
+    def _grouped(self) -> list[_Group]:
+        by_places: dict[Places, list[int]] = {}
+        for number, places in enumerate(self._forces):
+            if places:
+                by_places.setdefault(frozenset(places), []).append(number)
+        return [_Group(places, numbers) for places, numbers in by_places.items()]
+
+    def _advice(self, group: _Group, now: int, then: int, followed: Places) -> Advice:
+        number = group.flushes[0]
+        place = self._forces[number][0]
+        words = _words_for(self._flushes[number])
+        others = sorted(_near(one, place) for one in group.places if one != place)
+        who = " and ".join([str(place), *others])
+        does = words.does + ("" if others else "s")
+        commands = sum(len(self._flushes[number].commands) for number in group.flushes)
+        often = f", in {len(group.flushes)} flushes" if len(group.flushes) > 1 else ""
+        kind, what = self._what_to_do(group, place, followed, words)
+        saves = f"{counted(now, 'round trip')} could be {then}"
+        certain = not self._unseen
+        text = f"{who} {does} {counted(commands, 'command')}{often}{what}: {saves}"
+        if kind is not Kind.EARLY:
+            text = f"{kind}: {text}"
+        if not certain:
+            text += ", as far as can be seen"
+        return Advice(kind, place, text, now, then, len(group.flushes), certain)
+
+    def _what_to_do(
+        self, group: _Group, place: Place, followed: Places, words: _Words
+    ) -> tuple[Kind, str]:
+        loop = self._loop_around(group)
+        if loop is None and len(group.flushes) <= _FEW:
+            last = self._last_to_join(group, place, followed)
+            return Kind.EARLY, words.early.format(last)
+        turns = "" if loop is None else f" (the loop of {_near(loop, place)})"
+        target = self._needed_by(group)
+        if target is not None and target[1] is Reach.ARGUMENT:
+            goes = _near(target[0].stack[0], place) if target[0].stack else "the next command"
+            return Kind.CHAIN, turns + words.chain.format(goes)
+        called = self._steps[group.flushes[0]][-1].stack
+        return Kind.LOOP, turns + words.loop.format(_near(called[0], place) if called else "it")
+
+    def _dependency(self, group: _Group, now: int) -> list[Advice]:
+        target = self._needed_by(group)
+        if target is None:
+            return []
+        step, how = target
+        place = self._forces[group.flushes[0]][0]
+        what = _near(step.stack[0], place) if step.stack else str(step.record)
+        why = (
+            f"is passed to the command of {what}"
+            if how is Reach.ARGUMENT
+            else f"decides whether {what} is called"
         )
-        return Advice(Kind.LOOP, place, text, now, now - saved, len(numbers))
-    text = f"{place} forces before it has to: look at the value later: {numbered}"
-    return Advice(Kind.EARLY, place, text, now, now - saved, len(numbers))
+        text = f"{place} needs a value that {why}: a true dependency"
+        certain = not self._unseen
+        return [Advice(Kind.DEPENDENCY, place, text, now, now, len(group.flushes), certain)]
+
+    def _needed_by(self, group: _Group) -> tuple[_Step, Reach] | None:
+        """Return the first command that needs what the lines of a group forced, and how."""
+        for number in group.flushes:
+            for step in self._steps[number + 1] if number + 1 < len(self._steps) else []:
+                how = self._how_needed(number, step)
+                if how is not None:
+                    return step, how
+        return None
+
+    def _loop_around(self, group: _Group) -> Place | None:
+        """Return the loop that a group's commands are called in, if they are called in one."""
+        if len(group.flushes) < _FEW:
+            return None
+        stacks = [self._steps[number][-1].stack for number in group.flushes]
+        for place in stacks[0]:
+            if all(place in stack for stack in stacks):
+                try:
+                    line = dataflow.loop_of(place)
+                except Unseen:
+                    return None
+                if line is not None:
+                    return dataclasses.replace(place, line=line)
+        return None
+
+    def _last_to_join(self, group: _Group, place: Place, followed: Places) -> str:
+        """Return the line after which a value can be forced: of what travels with it then."""
+        number = group.flushes[0]
+        levels = self._levels(followed)
+        with_it = levels[number][-1]
+        later = [
+            step.stack
+            for steps, of_flush in zip(self._steps[number + 1 :], levels[number + 1 :], strict=True)
+            for step, level in zip(steps, of_flush, strict=True)
+            if level == with_it and step.stack
+        ]
+        if not later:
+            return "what is called next"
+        # In the terms of the function that forces, if it has called that.
+        function = _function_of(place)
+        seen_there = [one for one in later[-1] if _function_of(one) == function]
+        return _near(seen_there[0] if seen_there else later[-1][0], place)
+
+    # ---- laying out anew
+
+    def _round_trips(self, spared: Places) -> int:
+        """Return the scope's round trips without the forces of some lines."""
+        costs: dict[int, int] = {}
+        for flush, levels in zip(self._flushes, self._levels(spared), strict=True):
+            for level in set(levels):
+                costs[level] = max(costs.get(level, 1), flush.round_trips)
+        return self._before + sum(costs.values())
+
+    def _levels(self, spared: Places) -> list[list[int]]:
+        """Return, flush by flush, which round trip each command would be a part of.
+
+        A command is as early as it can be: behind the last force that stays, and behind what it
+        needs.
+        """
+        levels: list[list[int]] = []
+        base = 0
+        layout = _Layout()
+        level_of: dict[int, int] = {}  # by the id of a record
+        newest: dict[Stack, int] = {}  # the last round trip with a command of the stack
+        for number, steps in enumerate(self._steps):
+            if self._flushes[number].reason is Reason.ALONE or self._flushes[number].divided:
+                base = layout.end
+            of_flush: list[int] = []
+            for step in steps:
+                level = max(base, layout.behind(step.record))
+                if number and (not step.stack or self._was_passed(number - 1, step)):
+                    level = max(level, *(before + 1 for before in levels[-1]))
+                for needed in step.record.needs:
+                    level = max(level, level_of.get(id(needed), -1) + 1)
+                for source in self._sources_of(step.stack):
+                    level = max(level, newest.get(source, -1) + 1)
+                layout.add(step.record, level)
+                of_flush.append(level)
+            for step, level in zip(steps, of_flush, strict=True):
+                level_of[id(step.record)] = level
+                newest[step.stack] = max(level, newest.get(step.stack, 0))
+            levels.append(of_flush)
+            if not self._forces[number]:
+                base = layout.end  # a scope's end, a limit and the like stay what they are
+            elif any(place not in spared for place in self._forces[number]):
+                base = max(base, *(level + 1 for level in self._forced_levels(number, of_flush)))
+        return levels
+
+    def _forced_levels(self, number: int, levels: list[int]) -> list[int]:
+        indexes = [force.command for force in self._flushes[number].forces]
+        known = [levels[index] for index in indexes if index is not None]
+        return known or [max(levels)]
+
+    def _sources_of(self, target: Stack) -> list[Stack]:
+        """Return what has called commands whose values reach those of a stack."""
+        if target not in self._sources:
+            self._sources[target] = [
+                stack for stack in self._stacks if self._flow(stack, target) is not None
+            ]
+        return self._sources[target]
+
+    def _how_needed(self, number: int, step: _Step) -> Reach | None:
+        if not step.stack or self._was_passed(number, step):
+            return Reach.ARGUMENT
+        if any(
+            needed is other.record for needed in step.record.needs for other in self._steps[number]
+        ):
+            return Reach.ARGUMENT
+        found = {self._flow(other.stack, step.stack) for other in self._steps[number]}
+        return next((how for how in Reach if how in found), None)
+
+    def _was_passed(self, number: int, step: _Step) -> bool:
+        """Return whether a command was called with, or because of, what a flush was forced for."""
+        flush = self._flushes[number]
+        if flush.place is None or flush.reason is not Reason.FORCED:
+            return False
+        if flush.use == "argument":
+            return flush.place in step.stack
+        if flush.place in step.stack[1:]:  # a function given to map() called it
+            return True
+        return flush.use in _DECIDING and flush.place.file in self._unseen
+
+    def _flow(self, source: Stack, target: Stack) -> Reach | None:
+        """Return how values of what one stack has called reach what another one calls."""
+        key = source, target
+        if key not in self._flows:
+            self._flows[key] = self._look_at_flow(source, target)
+        return self._flows[key]
+
+    def _look_at_flow(self, source: Stack, target: Stack) -> Reach | None:
+        found: set[Reach | None] = set()
+        for start in source:
+            for end in target:
+                if _function_of(start) == _function_of(end):
+                    try:
+                        if dataflow.follows(start, end):
+                            found.add(dataflow.reach(start, end))
+                    except Unseen:
+                        if start == source[0] or end == target[0]:  # others, all have called
+                            self._unseen.add(start.file)
+        return next((how for how in Reach if how in found), None)
 
 
-def _joins_next(flushes: Sequence[FlushRecord], number: int) -> bool:
-    """Return whether what a flush sent could have been sent by the next one."""
-    return number + 1 < len(flushes) and flushes[number + 1].reason is not Reason.ALONE
+class _Layout:
+    """Commands in their round trips; those of one key keep their order, if any of them writes."""
+
+    def __init__(self) -> None:
+        self.end = 0
+        self._reads: dict[tuple[str, str | None], int] = collections.defaultdict(int)
+        self._writes: dict[tuple[str, str | None], int] = collections.defaultdict(int)
+        self._last_read = self._last_write = 0
+
+    def behind(self, command: CommandRecord) -> int:
+        """Return the first round trip that keeps the order."""
+        if command.key is None:  # nobody knows what it touches
+            return self._last_write if command.read_only else max(self._last_read, self._last_write)
+        keys = (command.server, command.key), (command.server, None)
+        first = max(self._writes[key] for key in keys)
+        if not command.read_only:
+            first = max(first, *(self._reads[key] for key in keys))
+        return first
+
+    def add(self, command: CommandRecord, level: int) -> None:
+        self.end = max(self.end, level + 1)
+        of_key = self._reads if command.read_only else self._writes
+        key = command.server, command.key
+        of_key[key] = max(of_key[key], level)
+        if command.read_only:
+            self._last_read = max(self._last_read, level)
+        else:
+            self._last_write = max(self._last_write, level)
+
+
+def _stack_of(command: CommandRecord) -> Stack:
+    return () if command.place is None else (command.place, *command.callers)
+
+
+def _forcing_places(flush: FlushRecord) -> list[Place]:
+    """Return the lines that forced a flush; where an event loop did, those that called."""
+    if flush.reason is Reason.EAGER:
+        called = [command.place for command in flush.commands]
+    elif flush.reason is Reason.FORCED:
+        called = [
+            force.place or (None if force.command is None else flush.commands[force.command].place)
+            for force in flush.forces
+        ] or [flush.place]
+    else:
+        return []
+    places = [place for place in called if place is not None]
+    return list(dict.fromkeys(places)) if len(places) == len(called) else []
+
+
+def _function_of(place: Place) -> tuple[str, str]:
+    """Return what tells a function from others; a comprehension is a part of its function."""
+    name = place.function
+    for inner in (
+        ".<locals>.<listcomp>",
+        ".<locals>.<setcomp>",
+        ".<locals>.<dictcomp>",
+        ".<locals>.<genexpr>",
+        ".<locals>.<lambda>",
+    ):
+        name = name.replace(inner, "")
+    return place.file, name
+
+
+def _near(place: Place, other: Place) -> str:
+    """Return a place in short, beside one that was told already."""
+    return f"line {place.line}" if place.file == other.file else str(place)
 
 
 _FEW = 2
+_PAIRED = 20
+# Where the source is not there: uses that a program mostly decides by.
+_DECIDING = {"bool", "contains", "eq", "ge", "gt", "le", "len", "lt", "ne"}

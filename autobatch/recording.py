@@ -83,6 +83,7 @@ class Recorded(OwnScope):
     recorded = True
     record: ScopeRecord
     _cause: _Cause | None = None
+    _divided = False
     _ending = False
 
     def start(self, name: str) -> None:
@@ -90,6 +91,7 @@ class Recorded(OwnScope):
         outer = current()
         outer_record = getattr(whole_of(outer), "record", None)
         self.record = ScopeRecord(name, None if outer_record is None else outer_record.name)
+        self._edge = _edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
         # Threads may share a scope, so what is iterated here is copied first, in one step.
         self._called: dict[Entry, _Call] = {}
         self._departures: dict[Batch, _Departure] = {}
@@ -101,7 +103,12 @@ class Recorded(OwnScope):
     # ---- what causes a flush -----------------------------------------------------------
 
     def because(self, reason: Reason) -> None:
+        self._divide()
         self._note(reason)
+
+    def _divide(self) -> None:
+        """Note that what waits now would leave, also if nothing does."""
+        self._divided = self._divided or not self._queue
 
     def _note(self, reason: Reason) -> None:
         """Note why what waits is about to be sent; what was noted first counts."""
@@ -114,7 +121,8 @@ class Recorded(OwnScope):
         if reason not in _CAUSED_BY_A_LINE:
             return _Cause(reason)
         frame, use = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
-        return _Cause(reason, _lines(frame), use if reason is Reason.FORCED else None, promise)
+        lines = _lines(frame, self._edge)
+        return _Cause(reason, lines, use if reason is Reason.FORCED else None, promise)
 
     @contextlib.contextmanager
     def _causing(self, cause: _Cause) -> Iterator[None]:
@@ -154,18 +162,22 @@ class Recorded(OwnScope):
         super().want(promise)
 
     def flush(self) -> None:
+        self._divide()
         with self._causing(self._caused_by(Reason.EXPLICIT)):
             super().flush()
 
     async def aflush(self) -> None:
+        self._divide()
         self._note(Reason.EXPLICIT)
         await super().aflush()
 
     def step_aside(self) -> None:
+        self._divide()
         with self._causing(self._caused_by(Reason.ASIDE)):
             super().step_aside()
 
     async def astep_aside(self) -> None:
+        self._divide()
         self._note(Reason.ASIDE)
         await super().astep_aside()
 
@@ -182,7 +194,7 @@ class Recorded(OwnScope):
     def note_call(self, command: Entry) -> None:
         """Note when and from where something was called."""
         if command not in self._called:
-            lines = _lines(sys._getframe(1))  # noqa: SLF001  # public in all but name
+            lines = _lines(sys._getframe(1), self._edge)  # noqa: SLF001  # public in all but name
             self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
 
     def _depart(self) -> list[list[Batch]]:
@@ -226,7 +238,9 @@ class Recorded(OwnScope):
             time.perf_counter(),
             round_trips=len(waves),
             forces=self._take_needs(commands),
+            divided=self._divided,
         )
+        self._divided = False
         self.record.flushes.append(record)
         departure = _Departure(record, commands, len(batches))
         self._departures.update(dict.fromkeys(batches, departure))
@@ -519,15 +533,38 @@ def _user(frame: FrameType | None) -> tuple[FrameType | None, str]:
     return frame, _use_of(inner)
 
 
-def _lines(frame: FrameType | None) -> tuple[_Line, ...]:
+class _Edge(NamedTuple):
+    """Where the program opened a scope: callers beyond that are not of interest.
+
+    The code counts, not the frame, which would keep alive what is in it.
+    """
+
+    code: CodeType | None
+    inside: bool  # a `with` block is a part of its function
+
+
+def _edge_around(frame: FrameType | None) -> _Edge:
+    inside = False
+    while frame is not None and IN_LIBRARY[frame.f_code.co_filename]:
+        inside = frame.f_code.co_name in {"__enter__", "__aenter__"}
+        frame = frame.f_back
+    return _Edge(None if frame is None else frame.f_code, inside)
+
+
+def _lines(frame: FrameType | None, edge: _Edge) -> tuple[_Line, ...]:
     """Return where a frame of the program is, and where those are that have called it."""
     lines: list[_Line] = []
     while frame is not None and len(lines) < _DEPTH:
         code = frame.f_code
-        if code.co_filename == asyncio.events.__file__:
+        if code is edge.code and lines and not edge.inside:
             break
-        if not IN_LIBRARY[code.co_filename]:
+        filename = code.co_filename
+        if filename == asyncio.events.__file__:
+            break
+        if not IN_LIBRARY[filename]:
             lines.append((code, frame.f_lasti))
+        if code is edge.code:
+            break
         frame = frame.f_back
     return tuple(lines)
 

@@ -75,6 +75,8 @@ class Reason(enum.StrEnum):
     """Outside any scope, the tick of the event loop ended."""
     ALONE = "alone"
     """A command that cannot wait: it stepped aside, or was called outside any scope."""
+    EAGER = "eager"
+    """It could have waited, but batching is only suggested."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ class CommandRecord:
         error: what it failed with, without what may be secret; None if it has a value.
         contexts: what `on_call` of each subscription returned when it was called.
         callers: the lines that led to `place`, the nearest first; a few of them.
+        needs: those whose values were passed to it, as far as that was seen: where batching is
+            only suggested.
     """
 
     name: str
@@ -166,6 +170,7 @@ class CommandRecord:
     error: str | None = None
     contexts: dict[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
     callers: tuple[Place, ...] = dataclasses.field(default=(), repr=False)
+    needs: tuple[CommandRecord, ...] = dataclasses.field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name if self.key is None else f"{self.name} {self.key}"
@@ -207,6 +212,8 @@ class FlushRecord:
         exchanges: the writes with the reading of their replies, on all connections.
         forces: what needed values by then. With asyncio these may be several: each task that
             awaits one in the same tick.
+        divided: whether something that sends what waits, such as `flush()`, came between the
+            flush before and the first of these commands.
     """
 
     scope: ScopeRecord = dataclasses.field(repr=False)
@@ -220,6 +227,7 @@ class FlushRecord:
     round_trips: int = 1
     exchanges: int = 0
     forces: list[Force] = dataclasses.field(default_factory=list, repr=False)
+    divided: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def size(self) -> int:

@@ -1,0 +1,336 @@
+"""Missed batches: what the advice says of real programs, and what following it gives."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import autobatch
+from autobatch.advice import Kind, advise, possible
+from common import connect
+from recorded import recording
+
+EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "missed.py"
+MARK = re.compile(r"# (early|N\+1|chain|dependency): ")
+KINDS = {
+    "early": Kind.EARLY,
+    "N+1": Kind.LOOP,
+    "chain": Kind.CHAIN,
+    "dependency": Kind.DEPENDENCY,
+}
+
+
+@pytest.fixture
+def missed(proxy, client, monkeypatch):
+    """The example application, its data written, its clients behind the counting proxy."""
+    monkeypatch.syspath_prepend(EXAMPLE.parent.parent)
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{proxy.port}")
+    module = importlib.import_module("examples.missed")
+    monkeypatch.setattr(module, "redis", client)
+    module.fill()
+    proxy.reset()
+    return module
+
+
+def marks(*functions):
+    """Return the kind and the line of everything that is planted in some functions."""
+    found = set()
+    for function in functions:
+        lines, first = inspect.getsourcelines(function)
+        for number, line in enumerate(lines, first):
+            match = MARK.search(line)
+            if match is not None:
+                found.add((KINDS[match[1]], number))
+    return found
+
+
+PLANTED = {
+    "header": ["header"],
+    "names": ["names"],
+    "likes": ["likes_of"],
+    "authors": ["authors"],
+    "greeting": ["greeting"],
+    "page": ["header", "page"],
+    "aheader": ["aheader"],
+    "anames": ["anames"],
+    "aauthors": ["aauthor"],
+    "aboth_headers": ["aheader"],
+}
+
+
+def recorded(work, proxy):
+    """Run some work in a scope; return its result, its record, and its exchanges on the wire."""
+    before = proxy.round_trips
+    with recording() as records, autobatch.batch():
+        result = work()
+        if isinstance(result, list):
+            result = [str(line) for line in result]
+    (scope,) = records.scopes
+    return result, scope, proxy.round_trips - before
+
+
+@pytest.mark.parametrize("name", ["header", "names", "likes", "authors", "greeting", "page"])
+def test_following_the_advice_gives_what_it_promises(missed, proxy, name):
+    """Each planted line is named, and the mended function takes the round trips promised."""
+    result, scope, now = recorded(getattr(missed, name), proxy)
+    advices = advise(scope)
+    hold_together(advices, scope, now)
+    found = {(advice.kind, advice.place.line) for advice in advices}
+    assert {advice.place.file for advice in advices} == {str(EXAMPLE)}
+    planted = marks(*[getattr(missed, one) for one in PLANTED[name]])
+    assert planted
+    assert planted <= found
+    if name != "page":  # where the last line of the header is early, too
+        assert planted == found
+    mended, _, after = recorded(getattr(missed, f"{name}_after"), proxy)
+    assert mended == result
+    assert after == possible(scope) < now
+
+
+@pytest.mark.parametrize("name", ["aheader", "anames", "aauthors", "aboth_headers"])
+def test_with_asyncio(missed, proxy, monkeypatch, name):
+    """The same for coroutine functions."""
+
+    async def run(work):
+        client = autobatch.asyncio.Redis(port=proxy.port, decode_responses=True)
+        monkeypatch.setattr(missed, "aredis", client)
+        await client.ping()
+        before = proxy.round_trips
+        with recording() as records:
+            async with autobatch.batch():
+                result = await work()
+        taken = proxy.round_trips - before
+        await client.aclose()
+        (scope,) = records.scopes
+        return result, scope, taken
+
+    result, scope, now = asyncio.run(run(getattr(missed, name)))
+    advices = advise(scope)
+    hold_together(advices, scope, now)
+    found = {(advice.kind, advice.place.line) for advice in advices}
+    assert found == marks(*[getattr(missed, one) for one in PLANTED[name]])
+    mended, _, after = asyncio.run(run(getattr(missed, f"{name}_after")))
+    assert mended == result
+    assert after == possible(scope) < now
+
+
+def hold_together(advices, scope, now):
+    """The figures of the advices are a chain from what it took to what is possible."""
+    assert scope.round_trips == now
+    saving = [advice for advice in advices if advice.saved]
+    assert [advice.round_trips for advice in saving] == [
+        now,
+        *[advice.possible for advice in saving[:-1]],
+    ]
+    assert possible(scope) == saving[-1].possible
+    assert [advice.kind for advice in advices[len(saving) :]] == [Kind.DEPENDENCY] * (
+        len(advices) - len(saving)
+    )
+    assert all(advice.certain for advice in advices)
+
+
+def test_what_it_says(missed, proxy):
+    """Which line forces what, what to do, and what it saves."""
+    _, scope, _ = recorded(missed.header, proxy)
+    first, _ = advise(scope)
+    line = first.place.line
+    assert str(first) == first.text
+    assert first.text.endswith(
+        f"missed.py:{line} forces 1 command; forced after line {line + 1} it would join the next "
+        "flush: 3 round trips could be 2"
+    )
+    _, scope, _ = recorded(missed.names, proxy)
+    (loop,) = advise(scope)
+    line = loop.place.line
+    assert loop.text.startswith("N+1 loop: ")
+    assert loop.text.endswith(
+        f"missed.py:{line} forces 5 commands, in 5 flushes (the loop of line {line - 2}); call "
+        f"line {line - 1} for all turns first, then look at the values: "
+        "5 round trips could be 1"
+    )
+    assert loop.times == 5
+
+
+def test_nothing_to_say(missed, proxy):
+    """Of what is mended, and of an empty scope."""
+    for name in ("header", "names", "likes"):
+        _, scope, _ = recorded(getattr(missed, f"{name}_after"), proxy)
+        assert advise(scope) == []
+        assert possible(scope) == scope.round_trips == 1
+    _, scope, _ = recorded(lambda: None, proxy)
+    assert advise(scope) == []
+    assert possible(scope) == 0
+
+
+# ---- one shape after the other: what is promised, and what takes as many round trips ----------
+
+
+def advised(work, proxy):
+    _, scope, now = recorded(work, proxy)
+    advices = advise(scope)
+    assert scope.round_trips == now
+    return [(advice.kind, advice.saved) for advice in advices], possible(scope)
+
+
+def test_a_branch_is_a_dependency(client, proxy, plain):
+    plain.set("flag", "1")
+
+    def work():
+        if client.get("flag") == "1":
+            client.incr("hits")
+
+    assert advised(work, proxy) == ([(Kind.DEPENDENCY, 0)], 2)
+
+
+def test_a_branch_of_all_turns(client, proxy, plain):
+    """The first commands of all turns can share a round trip, and so can the second."""
+    plain.mset({"a": "1", "c": "1"})
+
+    def work():
+        for key in "abcd":
+            if client.exists(key):
+                client.get(key).value
+
+    def after():
+        found = [client.exists(key) for key in "abcd"]
+        got = [client.get(key) for key, exists in zip("abcd", found, strict=True) if exists]
+        return [value.value for value in got]
+
+    _, scope, now = recorded(work, proxy)
+    assert now == 6
+    assert possible(scope) == 2
+    assert recorded(after, proxy)[2] == 2
+
+
+def test_pages_of_a_scan(client, proxy, plain):
+    """Each needs the cursor of the one before it: nothing is to be gained."""
+    plain.sadd("set", *range(1000))
+
+    def work():
+        cursor = 0
+        while True:
+            cursor, _ = client.sscan("set", cursor, count=300)
+            if cursor == 0:
+                break
+
+    _, scope, now = recorded(work, proxy)
+    assert now > 2
+    assert [advice.kind for advice in advise(scope)] == [Kind.DEPENDENCY]
+    assert possible(scope) == now
+
+
+def test_a_write_keeps_its_place(client, proxy, plain):
+    """A loop that reads what it has written cannot be taken apart."""
+
+    def work():
+        for _ in range(4):
+            client.rpush("list", "x")
+            assert client.llen("list")
+            client.delete("list")
+
+    found, least = advised(work, proxy)
+    assert least == 1  # all in order, in one round trip
+    assert found == [(Kind.LOOP, 4)]
+
+
+def test_order_of_a_key_in_a_chain(client, proxy, plain):
+    """What would change the order of reads and writes of one key is not promised."""
+
+    def work():
+        for _ in range(3):
+            last = client.get("counter").value
+            client.set("counter", int(last or 0) + 1)
+
+    found, least = advised(work, proxy)
+    assert (found, least) == ([(Kind.DEPENDENCY, 0)], 4)
+    assert plain.get("counter") == "3"
+
+
+def test_what_stays_where_it_is(client, proxy, plain):
+    """Flushes that the program asked for, and what steps aside, divide what may share."""
+
+    def work():
+        assert not client.get("a")
+        autobatch.flush()
+        assert not client.get("b")
+        client.blpop("list", timeout=0.01)
+        assert not client.get("c")
+
+    assert advised(work, proxy) == ([], 4)
+
+    def explicit():
+        client.get("a")
+        autobatch.flush()
+        assert not client.get("b")
+
+    assert advised(explicit, proxy) == ([], 2)
+
+
+def test_several_servers(client, second_server, proxy):
+    """A round trip is one for all servers."""
+    with connect(second_server) as other:
+        other.ping()
+
+        def work():
+            assert not client.get("a")
+            assert not other.get("b")
+            assert not client.get("c")
+
+        _, scope, _ = recorded(work, proxy)
+    assert (scope.round_trips, possible(scope)) == (3, 1)
+
+
+def test_what_map_calls(client, proxy, plain):
+    """It is a dependency that is followed already."""
+    plain.set("a", "b")
+
+    def work():
+        assert client.get("a").map(client.get).value is None
+
+    found, least = advised(work, proxy)
+    assert least == 2
+    assert [saved for _, saved in found if saved] == []
+
+
+def test_source_that_is_not_there(client, proxy, plain):
+    """Then the records alone tell, and the advice says so."""
+    names = {"client": client}
+    code = (
+        "def work():\n"
+        "    for key in 'abcd':\n"
+        "        value = client.get(key)\n"
+        "        str(value)\n"
+        "def chain():\n"
+        "    client.set('x', client.get('a'), nx=True)\n"
+        "def decides():\n"
+        "    if client.get('a') == '1':\n"
+        "        client.get('b').value\n"
+    )
+    exec(compile(code, "nowhere.py", "exec"), names)
+    plain.set("a", "1")
+    _, scope, _ = recorded(names["work"], proxy)
+    (loop,) = advise(scope)
+    assert (loop.kind, loop.possible, loop.certain) == (Kind.LOOP, 1, False)
+    assert loop.text.endswith("4 round trips could be 1, as far as can be seen")
+    for name in ("chain", "decides"):
+        _, scope, _ = recorded(names[name], proxy)
+        (dependency,) = advise(scope)
+        assert (dependency.kind, dependency.saved) == (Kind.DEPENDENCY, 0)
+
+
+def test_a_long_scope(client, proxy, plain):
+    """Its record has the last thousand flushes; the figures are those of the whole scope."""
+
+    def work():
+        for number in range(1200):
+            assert not client.get(f"key{number}")
+
+    _, scope, now = recorded(work, proxy)
+    (loop,) = advise(scope)
+    assert (loop.round_trips, loop.possible) == (1200, 201)
+    assert now == 1200
