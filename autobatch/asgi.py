@@ -41,12 +41,17 @@ class BatchMiddleware:
     """
 
     def __init__(
-        self, app: App, *, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES
+        self,
+        app: App,
+        *,
+        max_commands: int = MAX_COMMANDS,
+        max_bytes: int = MAX_BYTES,
+        suggest: bool | None = None,
     ) -> None:
-        """Wrap `app`; the limits are those of `autobatch.batch`."""
+        """Wrap `app`; the limits and `suggest` are those of `autobatch.batch`."""
         self.app = app
-        self._max_commands = max_commands
-        self._max_bytes = max_bytes
+        self._limits = max_commands, max_bytes
+        self._suggest = suggest
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI wants it."""
@@ -57,7 +62,7 @@ class BatchMiddleware:
         outer = open_scope()
         if outer is not None:
             await outer.astep_aside()
-        own = own_scope(_name_of, scope, self._max_commands, self._max_bytes)
+        own = own_scope(_name_of, scope, *self._limits, suggest=self._suggest)
         own.loop = asyncio.get_running_loop()  # for asyncio clients that are called in a thread
         scope[_MARK] = own
         await connection(scope, receive, send, own).run(self.app)
@@ -114,8 +119,8 @@ class _Connection:
         raise NotImplementedError
 
     async def _flush(self) -> None:
+        self._own.because(Reason.RESPONSE)
         if self._own.busy:
-            self._own.because(Reason.RESPONSE)
             await self._own.aflush()
 
     async def _close(self) -> list[Any]:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+from autobatch import report
 from autobatch.block import AtomicBlock, DiscardingBlock
 from autobatch.command import calling_frame
 from autobatch.errors import AutobatchError
@@ -27,6 +28,7 @@ from autobatch.scope import (
     open_scopes,
     surface,
 )
+from autobatch.suggesting import suggesting_now
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,14 +56,25 @@ class _Entered:
         self._part: AtomicBlock | DiscardingBlock | None = None
         self._discard = boundary.on_error == "discard"
         joined = outer
+        suggest = boundary.suggest
+        if outer is None and report.listening:
+            suggesting = suggesting_now()
+            if suggesting is not None:
+                if not boundary.join:
+                    suggesting.step_aside()
+                elif not boundary.atomic:
+                    joined = outer = suggesting
+                suggest = suggest is not False
         if outer is None:
             dispatch_stray()
             limits = boundary.max_commands, boundary.max_bytes
-            outer = self._own = own_scope(_name_of, function, *limits, lane)
+            # A transaction is one also where batching is only suggested.
+            suggest = False if boundary.atomic else suggest
+            outer = self._own = own_scope(_name_of, function, *limits, lane, suggest=suggest)
             open_scopes.add(outer)
         if boundary.atomic:
             self._part = atomic_block(outer)
-        elif self._discard and self._own is None:
+        elif self._discard and self._own is None and not outer.closed:
             self._part = DiscardingBlock(outer)
         self.scope: Scope = self._part or outer
         # A plain join changes nothing.
@@ -126,11 +139,18 @@ class Boundary:
     """What `batch(...)` returns: a decorator, and a context manager of both kinds.
 
     Attributes:
-        join, atomic, on_error, max_commands, max_bytes: as given to `batch`.
+        join, atomic, on_error, max_commands, max_bytes, suggest: as given to `batch`.
     """
 
     def __init__(
-        self, *, join: bool, atomic: bool, on_error: OnError, max_commands: int, max_bytes: int
+        self,
+        *,
+        join: bool,
+        atomic: bool,
+        on_error: OnError,
+        max_commands: int,
+        max_bytes: int,
+        suggest: bool | None,
     ) -> None:
         if on_error not in ("flush", "discard"):
             raise ValueError(f'on_error must be "flush" or "discard", not {on_error!r}')
@@ -141,6 +161,7 @@ class Boundary:
         self.on_error = on_error
         self.max_commands = max_commands
         self.max_bytes = max_bytes
+        self.suggest = suggest
         self._plain = join and not atomic and on_error == "flush"
         # Of the `with` blocks on this very object: they may be nested, and in several threads.
         self._entered: list[_Entered] = []
@@ -332,6 +353,7 @@ def batch(
     on_error: OnError = "flush",
     max_commands: int = MAX_COMMANDS,
     max_bytes: int = MAX_BYTES,
+    suggest: bool | None = None,
 ) -> Boundary: ...
 
 
@@ -344,6 +366,7 @@ def batch(
     on_error: OnError = "flush",
     max_commands: int = MAX_COMMANDS,
     max_bytes: int = MAX_BYTES,
+    suggest: bool | None = None,
 ) -> Callable[P, R] | Boundary:
     """Mark where a scope begins and ends, as a decorator or as a context manager.
 
@@ -363,6 +386,10 @@ def batch(
             its commands that still wait then.
         max_commands: a scope of its own is flushed early when so many commands wait.
         max_bytes: likewise, when they hold so many bytes.
+        suggest: with True, a scope of its own batches nothing: every call runs as outside any
+            scope, with a plain value, and the end of the scope logs, at level INFO of the logger
+            `autobatch.report`, what batching would have saved. By default as the environment
+            variable AUTOBATCH_SUGGEST says.
 
     Raises:
         ValueError: `on_error` is neither, or a limit is less than 1.
@@ -377,5 +404,6 @@ def batch(
         on_error=on_error,
         max_commands=max_commands,
         max_bytes=max_bytes,
+        suggest=suggest,
     )
     return boundary if function is None else boundary(function)

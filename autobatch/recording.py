@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from autobatch import report
+from autobatch import report, suggesting
 from autobatch.batch import Batch, Entry, Transaction, commands_of
 from autobatch.block import AtomicBlock
-from autobatch.command import IN_LIBRARY, Command
+from autobatch.command import IN_LIBRARY, Command, Travel
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
 from autobatch.scope import (
@@ -31,6 +31,7 @@ from autobatch.scope import (
     current,
     whole_of,
 )
+from autobatch.suggesting import SuggestingScope, suggesting_now
 from autobatch.wire.tick import tick_of
 
 T = TypeVar("T")
@@ -68,6 +69,14 @@ class _Cause(NamedTuple):
         return Place.of(*self.lines[0]) if self.lines else None
 
 
+class _Share(NamedTuple):
+    """What one scope that only suggests has called of a flush."""
+
+    scope: SuggestingScope
+    record: FlushRecord
+    commands: list[Command]
+
+
 class _Departure:
     """One flush whose replies are not all there."""
 
@@ -75,6 +84,8 @@ class _Departure:
         self.record = record
         self.commands = commands
         self.left = batches
+        # What scopes that only suggest have a share in.
+        self.shares: list[_Share] = []
 
 
 class Recorded(OwnScope):
@@ -91,7 +102,7 @@ class Recorded(OwnScope):
         outer = current()
         outer_record = getattr(whole_of(outer), "record", None)
         self.record = ScopeRecord(name, None if outer_record is None else outer_record.name)
-        self._edge = _edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
+        self.edge = _edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
         # Threads may share a scope, so what is iterated here is copied first, in one step.
         self._called: dict[Entry, _Call] = {}
         self._departures: dict[Batch, _Departure] = {}
@@ -121,7 +132,7 @@ class Recorded(OwnScope):
         if reason not in _CAUSED_BY_A_LINE:
             return _Cause(reason)
         frame, use = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
-        lines = _lines(frame, self._edge)
+        lines = _lines(frame, self.edge)
         return _Cause(reason, lines, use if reason is Reason.FORCED else None, promise)
 
     @contextlib.contextmanager
@@ -194,7 +205,7 @@ class Recorded(OwnScope):
     def note_call(self, command: Entry) -> None:
         """Note when and from where something was called."""
         if command not in self._called:
-            lines = _lines(sys._getframe(1), self._edge)  # noqa: SLF001  # public in all but name
+            lines = _lines(sys._getframe(1), self.edge)  # noqa: SLF001  # public in all but name
             self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
 
     def _depart(self) -> list[list[Batch]]:
@@ -311,6 +322,10 @@ class Recorded(OwnScope):
         for command, made in zip(departure.commands, record.commands, strict=True):
             self._records.pop(command, None)
             made.error = _error_of(command)
+        for share in departure.shares:
+            share.record.finished = record.finished
+            for command, made in zip(share.commands, share.record.commands, strict=True):
+                share.scope.settled(command, made)
         report.publish(record)
         self._publish_if_over()
 
@@ -381,6 +396,44 @@ class RecordedScope(Recorded):
 class RecordedStrayScope(Recorded, StrayScope):
     """What asyncio clients are called for outside any scope, recorded."""
 
+    def start(self, name: str) -> None:
+        super().start(name)
+        self.edge = _NO_EDGE
+        self._suggesting: dict[Entry, SuggestingScope] = {}
+
+    def note_call(self, command: Entry) -> None:
+        scope = suggesting_now()
+        if scope is None:
+            super().note_call(command)
+        else:
+            self._suggesting[command] = scope
+            lines = _lines(sys._getframe(1), scope.edge)  # noqa: SLF001  # public in all but name
+            self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
+
+    def _begin(self, waves: list[list[Batch]], cause: _Cause) -> None:
+        super()._begin(waves, cause)
+        if self._suggesting:
+            self._share(self._departures[waves[0][0]])
+
+    def _share(self, departure: _Departure) -> None:
+        """Tell the scopes that only suggest of their share in a flush."""
+        suggesting, self._suggesting = self._suggesting, {}
+        shares: dict[SuggestingScope, _Share] = {}
+        for command, made in zip(departure.commands, departure.record.commands, strict=True):
+            scope = suggesting.get(command)
+            if scope is not None:
+                if scope not in shares:
+                    started = departure.record.started
+                    flush = FlushRecord(
+                        scope.record, Reason.EAGER, made.place, None, None, [], started, exchanges=1
+                    )
+                    shares[scope] = _Share(scope, flush, [])
+                shares[scope].record.commands.append(made)
+                shares[scope].commands.append(command)
+        departure.shares = list(shares.values())
+        for scope, flush, commands in departure.shares:
+            scope.take(flush, commands)
+
     def want(self, promise: Promise) -> None:
         self._note(Reason.TICK)
         StrayScope.want(self, promise)
@@ -403,6 +456,8 @@ def own_scope(
     max_commands: int = MAX_COMMANDS,
     max_bytes: int = MAX_BYTES,
     lane: int | None = None,
+    *,
+    suggest: bool | None = None,
 ) -> OwnScope:
     """Return a new scope with a queue of its own, recorded if somebody listens.
 
@@ -412,11 +467,22 @@ def own_scope(
         max_commands: how many commands may wait.
         max_bytes: how many bytes may wait.
         lane: which of an asyncio client's connections it travels on; None for the next one.
+        suggest: only suggest what batching would save; None as the environment says.
     """
+    if suggesting.by_default if suggest is None else suggest:
+        return _suggesting_scope(naming(about), max_commands, max_bytes, lane)
     if not report.listening:
         return OwnScope(max_commands, max_bytes, lane)
     scope = RecordedScope(max_commands, max_bytes, lane)
     scope.start(naming(about))
+    return scope
+
+
+def _suggesting_scope(name: str, *options: Any) -> SuggestingScope:
+    scope = SuggestingScope(*options)
+    outer = getattr(whole_of(current()), "record", None)
+    record = ScopeRecord(name, None if outer is None else outer.name)
+    scope.start(record, _edge_around(sys._getframe(1)))  # noqa: SLF001  # public in all but name
     return scope
 
 
@@ -453,18 +519,20 @@ def ran_alone(commands: Sequence[Command], began: float) -> None:
         began: when that was, in seconds of `time.perf_counter()`.
     """
     frame, _ = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
-    place = None if frame is None else Place.of(frame.f_code, frame.f_lasti)
-    scope = whole_of(current())
-    inside = isinstance(scope, Recorded) and not scope.closed
-    of_scope = scope.record if inside else ScopeRecord("outside any scope")
-    records = [_record_of(command, began, {}, None) for command in commands]
+    scope: Any = whole_of(current())
+    eager = suggesting_now()
+    if eager is None and not (isinstance(scope, Recorded) and not scope.closed):
+        scope = None
+    places = _places(_lines(frame, _NO_EDGE if scope is None else scope.edge))
+    place = places[0] if places else None
+    records = [_record_of(command, began, {}, None, places[1:]) for command in commands]
     for command, made in zip(commands, records, strict=True):
         made.place = made.place or place
         made.error = _error_of(command)
     exchanges = len({made.server for made in records})
     record = FlushRecord(
-        of_scope,
-        Reason.ALONE,
+        ScopeRecord("outside any scope") if scope is None else scope.record,
+        Reason.EAGER if eager is not None and all(map(_could_wait, commands)) else Reason.ALONE,
         place,
         None,
         None,
@@ -473,9 +541,17 @@ def ran_alone(commands: Sequence[Command], began: float) -> None:
         time.perf_counter(),
         exchanges=exchanges,
     )
-    if inside:
+    if eager is not None:
+        eager.take(record, list(commands))
+        for command, made in zip(commands, records, strict=True):
+            eager.settled(command, made)
+    elif scope is not None:
         scope.ran_alone(record)
     report.publish(record)
+
+
+def _could_wait(command: Command) -> bool:
+    return command.traits.travel_of(command.args) is Travel.BATCHED
 
 
 def _record_of(
@@ -541,6 +617,9 @@ class _Edge(NamedTuple):
 
     code: CodeType | None
     inside: bool  # a `with` block is a part of its function
+
+
+_NO_EDGE = _Edge(None, inside=False)
 
 
 def _edge_around(frame: FrameType | None) -> _Edge:

@@ -44,11 +44,12 @@ class BatchMiddleware:
         *,
         max_commands: int = MAX_COMMANDS,
         max_bytes: int = MAX_BYTES,
+        suggest: bool | None = None,
     ) -> None:
-        """Wrap `app`; the limits are those of `autobatch.batch`."""
+        """Wrap `app`; the limits and `suggest` are those of `autobatch.batch`."""
         self.app = app
-        self._max_commands = max_commands
-        self._max_bytes = max_bytes
+        self._limits = max_commands, max_bytes
+        self._suggest = suggest
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, as WSGI wants it."""
@@ -64,7 +65,7 @@ class BatchMiddleware:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         step_aside()
-        own = own_scope(_name_of, environ, self._max_commands, self._max_bytes)
+        own = own_scope(_name_of, environ, *self._limits, suggest=self._suggest)
         environ[MARK] = own
         ambient.set(own)  # in the request's own context, which ends with it
         try:
@@ -74,7 +75,8 @@ class BatchMiddleware:
         except BaseException as error:
             surface(own.close(), error)
             raise
-        if _is_complete(body, environ):
+        complete = _is_complete(body, environ)
+        if complete:
             failures = own.close()
         else:
             own.because(Reason.RESPONSE)
@@ -88,7 +90,7 @@ class BatchMiddleware:
                 surface(failures + own.close(), error)
                 raise
             surface(failures + own.close())
-        if own.closed:
+        if complete:
             return body
         return Body(body, context, own, _name_of(environ))
 

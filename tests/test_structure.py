@@ -40,6 +40,7 @@ ORDER = [
     "wire.cluster_mux",
     "scope",
     "block",
+    "suggesting",
     "recording",
     "boundary",
     "aside",
