@@ -67,6 +67,16 @@ def test_a_page_prints_what_it_says(namespace, capsys, name):
     assert check(ROOT / "docs" / f"{name}.md", namespace, capsys) >= 1
 
 
+def test_seeing(namespace, capsys, tmp_path):
+    """The page's code is in a file, since advice reads it; each `print` prints just what it says."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "seeing.md").read_text(), re.DOTALL)
+    page = tmp_path / "views.py"
+    page.write_text("\n".join(blocks))
+    exec(compile(page.read_text(), str(page), "exec", dont_inherit=True), namespace)
+    told = re.findall(r"^\s*print\(.*\)\s+# (.*)$", page.read_text(), re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == told
+
+
 def test_every_public_name_is_told_of():
     text = README.read_text()
     for name in autobatch.__all__:
