@@ -15,7 +15,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-import itertools
 from typing import NamedTuple, TypeAlias
 
 from autobatch import dataflow
@@ -112,6 +111,10 @@ class _Group:
     flushes: list[int]
 
 
+def _places_of(groups: list[_Group]) -> Places:
+    return frozenset(place for group in groups for place in group.places)
+
+
 class _Words(NamedTuple):
     """How to say it."""
 
@@ -151,6 +154,7 @@ class _Adviser:
     """Lays the commands of one scope out anew."""
 
     def __init__(self, scope: ScopeRecord) -> None:
+        dataflow.refresh()
         self._flushes = list(scope.flushes)
         self._steps = [
             [_Step(one, number, _stack_of(one)) for one in flush.commands]
@@ -187,11 +191,16 @@ class _Adviser:
         for group in left:
             if self._round_trips(followed | group.places) < now:
                 return group
-        for one, other in itertools.combinations(left[:_PAIRED], 2):
-            both = _Group(one.places | other.places, sorted({*one.flushes, *other.flushes}))
-            if self._round_trips(followed | both.places) < now:
-                return both
-        return None
+        # Some save only together: the fewest of them that do.
+        together = list(left)
+        if not left or self._round_trips(followed | _places_of(together)) >= now:
+            return None
+        for group in left:
+            fewer = [one for one in together if one is not group]
+            if self._round_trips(followed | _places_of(fewer)) < now:
+                together = fewer
+        flushes = {number for group in together for number in group.flushes}
+        return _Group(_places_of(together), sorted(flushes))
 
     def _grouped(self) -> list[_Group]:
         by_places: dict[Places, list[int]] = {}
@@ -461,6 +470,5 @@ def _near(place: Place, other: Place) -> str:
 
 
 _FEW = 2
-_PAIRED = 20
 # Where the source is not there: uses that a program mostly decides by.
 _DECIDING = {"bool", "contains", "eq", "ge", "gt", "le", "len", "lt", "ne"}

@@ -77,7 +77,19 @@ def loop_of(place: Place) -> int | None:
     return loops[-1].lineno if loops else None
 
 
+def refresh() -> None:
+    """Read again what was edited since it was read."""
+    for file, lines in list(_known.items()):
+        linecache.checkcache(file)
+        if linecache.getlines(file) is not lines:  # it keeps the list until then
+            _known.clear()
+            _function_at.cache_clear()
+            return
+
+
 # ---- finding the code ----------------------------------------------------------------------
+
+_known: dict[str, list[str]] = {}
 
 
 @functools.lru_cache(256)
@@ -91,10 +103,10 @@ def _parsed(text: str) -> ast.Module:
 @functools.lru_cache(1024)
 def _function_at(place: Place) -> Function:
     """Return the innermost function around a place; the module, if there is none."""
-    linecache.checkcache(place.file)
     lines = linecache.getlines(place.file)
     if not lines:
         raise Unseen
+    _known[place.file] = lines
     found: Function = _parsed("".join(lines))
     for node in ast.walk(found):  # outer ones come first
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -148,6 +160,7 @@ _Loop: TypeAlias = (
 )
 
 
+@functools.lru_cache(4096)
 def _loops_around(function: Function, inner: ast.expr) -> list[_Loop]:
     """Return the loops that repeat an expression, the outermost first."""
     return [

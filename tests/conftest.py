@@ -90,6 +90,7 @@ def no_leaked_scope() -> Iterator[None]:
 
 # What takes long, and tells no more with another version of redis-py.
 ONCE = {
+    "test_advice_programs",
     "test_bench",
     "test_bounds",
     "test_cluster_differential",

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from autobatch.dataflow import Reach, Unseen, follows, loop_of, reach
+from autobatch.dataflow import Reach, Unseen, follows, loop_of, reach, refresh
 from autobatch.report import Place
 
 _numbers = itertools.count()
@@ -210,3 +210,15 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "bad.py").write_text("this is no Python")
     with pytest.raises(Unseen):
         loop_of(Place(str(tmp_path / "bad.py"), 1, "f", (0, 1, 1)))
+
+
+def test_a_file_that_was_edited(tmp_path):
+    """It is read again when that is asked for."""
+    path = tmp_path / "code.py"
+    place = Place(str(path), 2, "function", (4, 2, 11))
+    path.write_text("def function():\n    call(1)\n")
+    assert loop_of(place) is None
+    path.write_text("for each in these:\n    call(1)\n # edited\n")
+    assert loop_of(place) is None
+    refresh()
+    assert loop_of(place) == 1
