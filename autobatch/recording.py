@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType, FrameType
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from autobatch import report, suggesting
 from autobatch.batch import Batch, Entry, Transaction, commands_of
 from autobatch.block import AtomicBlock
-from autobatch.command import IN_LIBRARY, Command, Travel
+from autobatch.command import Command, Travel
+from autobatch.frames import NO_EDGE, Line, edge_around, lines_of, of_program, places_of, user_of
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
 from autobatch.scope import (
@@ -36,16 +36,13 @@ from autobatch.wire.tick import tick_of
 
 T = TypeVar("T")
 
-# Code and instruction: the line is looked up when the record is made.
-_Line: TypeAlias = tuple[CodeType, int]
-
 
 class _Call(NamedTuple):
     """When and from where a command was called."""
 
     when: float
     contexts: dict[report.Subscription, Any]
-    lines: tuple[_Line, ...]
+    lines: tuple[Line, ...]
 
 
 class _Need(NamedTuple):
@@ -53,14 +50,14 @@ class _Need(NamedTuple):
 
     promise: Promise
     use: str
-    lines: tuple[_Line, ...]
+    lines: tuple[Line, ...]
 
 
 class _Cause(NamedTuple):
     """Why a scope is about to be flushed."""
 
     reason: Reason
-    lines: tuple[_Line, ...] = ()
+    lines: tuple[Line, ...] = ()
     use: str | None = None
     promise: Promise | None = None
 
@@ -102,7 +99,7 @@ class Recorded(OwnScope):
         outer = current()
         outer_record = getattr(whole_of(outer), "record", None)
         self.record = ScopeRecord(name, None if outer_record is None else outer_record.name)
-        self.edge = _edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
+        self.edge = edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
         # Threads may share a scope, so what is iterated here is copied first, in one step.
         self._called: dict[Entry, _Call] = {}
         self._departures: dict[Batch, _Departure] = {}
@@ -131,8 +128,8 @@ class Recorded(OwnScope):
             return _Cause(Reason.END)
         if reason not in _CAUSED_BY_A_LINE:
             return _Cause(reason)
-        frame, use = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
-        lines = _lines(frame, self.edge)
+        frame, use = user_of(sys._getframe(1))  # noqa: SLF001  # public in all but name
+        lines = lines_of(frame, self.edge)
         return _Cause(reason, lines, use if reason is Reason.FORCED else None, promise)
 
     @contextlib.contextmanager
@@ -168,6 +165,8 @@ class Recorded(OwnScope):
     def want(self, promise: Promise) -> None:
         if self._queue:
             cause = self._caused_by(Reason.FORCED, promise)
+            if not cause.lines:  # an event loop does
+                cause = cause._replace(use="await")
             self._cause = self._cause or cause
             self._needs.append(_Need(promise, cause.use or "await", cause.lines))
         super().want(promise)
@@ -205,7 +204,7 @@ class Recorded(OwnScope):
     def note_call(self, command: Entry) -> None:
         """Note when and from where something was called."""
         if command not in self._called:
-            lines = _lines(sys._getframe(1), self.edge)  # noqa: SLF001  # public in all but name
+            lines = lines_of(sys._getframe(1), self.edge)  # noqa: SLF001  # public in all but name
             self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
 
     def _depart(self) -> list[list[Batch]]:
@@ -222,7 +221,7 @@ class Recorded(OwnScope):
         entries = [entry for entry in list(self._called) if entry in departing]
         records: list[CommandRecord] = []
         transactions = 0
-        lines: tuple[_Line, ...] = ()
+        lines: tuple[Line, ...] = ()
         callers: tuple[Place, ...] = ()
         for entry in entries:
             at_end = self._called.pop(entry)
@@ -234,7 +233,7 @@ class Recorded(OwnScope):
                 call = self._called.pop(command, at_end)
                 if call.lines[1:] != lines:
                     lines = call.lines[1:]
-                    callers = _places(lines)
+                    callers = places_of(lines)
                 made = _record_of(command, call.when, call.contexts, transaction, callers)
                 records.append(made)
                 self._records[command] = made
@@ -268,7 +267,7 @@ class Recorded(OwnScope):
         forces = []
         for promise, use, lines in needs:
             number = _index_of(promise, commands)
-            places = _places(lines)
+            places = places_of(lines)
             forces.append(Force(places[0] if places else None, use, number, places[1:]))
         return forces
 
@@ -398,7 +397,7 @@ class RecordedStrayScope(Recorded, StrayScope):
 
     def start(self, name: str) -> None:
         super().start(name)
-        self.edge = _NO_EDGE
+        self.edge = NO_EDGE
         self._suggesting: dict[Entry, SuggestingScope] = {}
 
     def note_call(self, command: Entry) -> None:
@@ -407,7 +406,7 @@ class RecordedStrayScope(Recorded, StrayScope):
             super().note_call(command)
         else:
             self._suggesting[command] = scope
-            lines = _lines(sys._getframe(1), scope.edge)  # noqa: SLF001  # public in all but name
+            lines = lines_of(sys._getframe(1), scope.edge)  # noqa: SLF001  # public in all but name
             self._called[command] = _Call(time.perf_counter(), report.contexts_of_call(), lines)
 
     def _begin(self, waves: list[list[Batch]], cause: _Cause) -> None:
@@ -482,7 +481,7 @@ def _suggesting_scope(name: str, *options: Any) -> SuggestingScope:
     scope = SuggestingScope(*options)
     outer = getattr(whole_of(current()), "record", None)
     record = ScopeRecord(name, None if outer is None else outer.name)
-    scope.start(record, _edge_around(sys._getframe(1)))  # noqa: SLF001  # public in all but name
+    scope.start(record, edge_around(sys._getframe(1)))  # noqa: SLF001  # public in all but name
     return scope
 
 
@@ -518,12 +517,12 @@ def ran_alone(commands: Sequence[Command], began: float) -> None:
         commands: settled.
         began: when that was, in seconds of `time.perf_counter()`.
     """
-    frame, _ = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
+    frame, _ = user_of(sys._getframe(1))  # noqa: SLF001  # public in all but name
     scope: Any = whole_of(current())
     eager = suggesting_now()
     if eager is None and not (isinstance(scope, Recorded) and not scope.closed):
         scope = None
-    places = _places(_lines(frame, _NO_EDGE if scope is None else scope.edge))
+    places = places_of(lines_of(frame, NO_EDGE if scope is None else scope.edge))
     place = places[0] if places else None
     records = [_record_of(command, began, {}, None, places[1:]) for command in commands]
     for command, made in zip(commands, records, strict=True):
@@ -567,7 +566,9 @@ def _record_of(
     return CommandRecord(
         name,
         key or None,
-        None if code is None else Place.of(code, command.instruction),
+        None
+        if code is None or not of_program(code.co_filename)
+        else Place.of(code, command.instruction),
         called,
         len(command.packed),
         _name_of_server(command.wire.server),
@@ -595,93 +596,7 @@ def _error_of(command: Command) -> str | None:
     return f"{type(outcome.error).__name__}: {outcome.text}" if type(outcome) is Failure else None
 
 
-def _user(frame: FrameType | None) -> tuple[FrameType | None, str]:
-    """Return the frame of the program that needs a value, and what for.
-
-    The innermost frame of a library that the program called tells what for. There is none of the
-    program where an event loop itself drives a Future.
-    """
-    inner = None
-    while frame is not None and IN_LIBRARY[frame.f_code.co_filename]:
-        inner, frame = frame, frame.f_back
-    if frame is not None and frame.f_code.co_filename == asyncio.events.__file__:
-        frame = None
-    return frame, _use_of(inner)
-
-
-class _Edge(NamedTuple):
-    """Where the program opened a scope: callers beyond that are not of interest.
-
-    The code counts, not the frame, which would keep alive what is in it.
-    """
-
-    code: CodeType | None
-    inside: bool  # a `with` block is a part of its function
-
-
-_NO_EDGE = _Edge(None, inside=False)
-
-
-def _edge_around(frame: FrameType | None) -> _Edge:
-    inside = False
-    while frame is not None and IN_LIBRARY[frame.f_code.co_filename]:
-        inside = frame.f_code.co_name in {"__enter__", "__aenter__"}
-        frame = frame.f_back
-    return _Edge(None if frame is None else frame.f_code, inside)
-
-
-def _lines(frame: FrameType | None, edge: _Edge) -> tuple[_Line, ...]:
-    """Return where a frame of the program is, and where those are that have called it."""
-    lines: list[_Line] = []
-    while frame is not None and len(lines) < _DEPTH:
-        code = frame.f_code
-        if code is edge.code and lines and not edge.inside:
-            break
-        filename = code.co_filename
-        if filename == asyncio.events.__file__:
-            break
-        if not IN_LIBRARY[filename]:
-            lines.append((code, frame.f_lasti))
-        if code is edge.code:
-            break
-        frame = frame.f_back
-    return tuple(lines)
-
-
-def _places(lines: tuple[_Line, ...]) -> tuple[Place, ...]:
-    return tuple([Place.of(*line) for line in lines])
-
-
 def _index_of(promise: Promise, commands: list[Command]) -> int | None:
     """Return which of some commands a promise is of, or is made from."""
     root = promise.root()
     return next((number for number, one in enumerate(commands) if one is root), None)
-
-
-def _use_of(frame: FrameType | None) -> str:
-    if frame is None:
-        return "value"
-    name = frame.f_code.co_name
-    if name == "forward":  # of the table in future.py
-        operation = frame.f_locals.get("operation")
-        return str(getattr(operation, "__name__", "value"))
-    if name.endswith("_iter"):  # redis-py's own loops
-        return "iter"
-    module = frame.f_globals["__name__"]
-    return _USES.get(name, "value" if module in _WHERE_VALUES_ARE_TAKEN else "argument")
-
-
-# What else the program calls there is a command, or leads to one.
-_WHERE_VALUES_ARE_TAKEN = {"autobatch.future", "autobatch.resolve", "autobatch.promise"}
-# By the function of the library that the program called.
-_USES = {
-    "__await__": "await",
-    "send": "await",
-    "exception": "exception",
-    "__str__": "str",
-    "__class__": "class",
-    "__getattr__": "attribute",
-    "__radd__": "add",
-    "__getitem__": "value",  # of a client
-}
-_DEPTH = 5

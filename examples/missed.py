@@ -1,11 +1,61 @@
 """Batches that were missed: what the advice says of each, and what following it gives.
 
 $ python -m examples.missed
+header: 3 round trips could be 1; following the advice, it takes 1
+-> examples/missed.py:95 forces 1 command; forced after line 96 it would join the next flush: 3
+   round trips could be 2
+-> examples/missed.py:97 forces 1 command; forced after line 98 it would join the next flush: 2
+   round trips could be 1
+names: 5 round trips could be 1; following the advice, it takes 1
+-> N+1 loop: examples/missed.py:116 forces 5 commands, in 5 flushes (the loop of line 114); call
+   line 115 for all turns first, then look at the values: 5 round trips could be 1
+likes: 4 round trips could be 1; following the advice, it takes 1
+-> N+1 loop: examples/missed.py:129 forces 4 commands, in 4 flushes (the loop of line 133); call
+   line 129 for all turns first, then look at the values: 4 round trips could be 1
+authors: 8 round trips could be 2; following the advice, it takes 2
+-> N+1 loop: examples/missed.py:149 forces 4 commands, in 4 flushes (the loop of line 146); call
+   line 148 for all turns first, then look at the values: 8 round trips could be 5
+-> N+1 chain: examples/missed.py:148 forces 4 commands, in 4 flushes (the loop of line 146); the
+   value goes to line 148: pass it on with .map(), or in a second loop: 5 round trips could be 2
+greeting: 6 round trips could be 2; following the advice, it takes 2
+-> N+1 loop: examples/missed.py:170 forces 5 commands, in 5 flushes (the loop of line 168); call
+   line 169 for all turns first, then look at the values: 6 round trips could be 2
+   examples/missed.py:168 needs a value that is passed to the command of line 169: a true
+   dependency
+page: 8 round trips could be 1; following the advice, it takes 1
+-> N+1 loop: examples/missed.py:187 forces 5 commands, in 5 flushes (the loop of line 185); call
+   line 186 for all turns first, then look at the values: 8 round trips could be 4
+-> examples/missed.py:95 forces 1 command; forced after line 96 it would join the next flush: 4
+   round trips could be 3
+-> examples/missed.py:97 forces 1 command; forced after line 98 it would join the next flush: 3
+   round trips could be 2
+-> examples/missed.py:98 forces 1 command; forced after line 186 it would join the next flush: 2
+   round trips could be 1
+aheader: 3 round trips could be 1; following the advice, it takes 1
+-> examples/missed.py:204 awaits 1 command; awaited after line 205 it would join the next flush:
+   3 round trips could be 2
+-> examples/missed.py:205 awaits 1 command; awaited after line 206 it would join the next flush:
+   2 round trips could be 1
+anames: 5 round trips could be 1; following the advice, it takes 1
+-> N+1 loop: examples/missed.py:219 awaits 5 commands, in 5 flushes (the loop of line 218); call
+   line 219 for all turns first, then await: 5 round trips could be 1
+aauthors: 8 round trips could be 2; following the advice, it takes 2
+-> N+1 loop: examples/missed.py:231 awaits 4 commands, in 4 flushes (the loop of line 236); call
+   line 231 for all turns first, then await: 8 round trips could be 5
+-> N+1 chain: examples/missed.py:230 awaits 4 commands, in 4 flushes (the loop of line 236); the
+   value goes to line 231: pass it on with .map(), or let asyncio.gather() run all turns: 5
+   round trips could be 2
+aboth_headers: 3 round trips could be 1; following the advice, it takes 1
+-> examples/missed.py:204 awaits 2 commands; awaited after line 205 it would join the next
+   flush: 3 round trips could be 2
+-> examples/missed.py:205 awaits 2 commands; awaited after line 206 it would join the next
+   flush: 2 round trips could be 1
 """
 
 from __future__ import annotations
 
 import asyncio
+import textwrap
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -217,13 +267,11 @@ APAGES: list[tuple[Callable[[], Awaitable[list[str]]], Callable[[], Awaitable[li
 
 
 def show(name: str, before: report.ScopeRecord, after: report.ScopeRecord) -> None:
-    print(
-        f"{name}: {before.round_trips} round trips, {possible(before)} are possible; "
-        f"following the advice gives {after.round_trips}"
-    )
+    promised, now, then = possible(before), before.round_trips, after.round_trips
+    print(f"{name}: {now} round trips could be {promised}; following the advice, it takes {then}")
     for advice in advise(before):
-        mark = "  " if advice.kind is Kind.DEPENDENCY else "->"
-        print(f"  {mark} {advice}")
+        mark = "   " if advice.kind is Kind.DEPENDENCY else "-> "
+        print(textwrap.fill(str(advice), 96, initial_indent=mark, subsequent_indent="   "))
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ NAMES = [
     "heterogeneous",
     "increment_and_expire",
     "instrument",
+    "missed",
     "nesting",
 ]
 

@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import sys
 import threading
 import weakref
 
@@ -419,6 +420,38 @@ async def test_gathered_futures(server, plain, records):
         "test_gathered_futures",
         "test_gathered_futures",
     ]
+
+
+@in_loop
+async def test_what_stands_between(server, plain, records):
+    """A function of asyncio is not where the program awaits."""
+    async with asyncio_client(server) as client, autobatch.batch():
+        await asyncio.wait_for(client.get("a"), 10)  # waits for it
+    (flush,) = records.flushes
+    assert (flush.reason, flush.use) == (Reason.FORCED, "await")
+    # Before Python 3.12 it waits for a task of its own, which the event loop drives.
+    expected = None if sys.version_info < (3, 12) else marked("waits for it")
+    assert (flush.place and line_of(flush.place)) == expected
+
+
+@in_loop
+async def test_places_of_what_map_calls_with_asyncio(server, plain, records):
+    """A function of the program has a line; what an event loop calls has none."""
+    plain.mset({"a": "b", "b": "c"})
+    async with asyncio_client(server) as client:
+        async with autobatch.batch():
+            value = client.get("a").map(
+                lambda key: client.get(str(key))  # gets in map with asyncio
+            )
+            assert await value == "c"
+        async with autobatch.batch():
+            assert await client.get("a").map(client.get) == "c"
+    first, second, _, fourth = records.flushes
+    assert (first.use, second.use, fourth.use) == ("await", "await", "await")
+    assert second.reason is fourth.reason is Reason.FORCED
+    assert second.place is fourth.place is None
+    assert line_of(second.commands[0].place) == marked("gets in map with asyncio")
+    assert fourth.commands[0].place is None
 
 
 @in_loop

@@ -28,6 +28,7 @@ ORDER = [
     "batch",
     "report",
     "switch",
+    "frames",
     "dataflow",
     "advice",
     "wire",
