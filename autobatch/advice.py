@@ -75,7 +75,8 @@ def advise(scope: ScopeRecord) -> list[Advice]:
     Args:
         scope: its record, as `subscribe(on_scope=...)` gives it.
     """
-    return _Adviser(scope).advices()
+    # Of a single flush, nothing can be spared.
+    return _Adviser(scope).advices() if len(scope.flushes) > 1 else []
 
 
 def possible(scope: ScopeRecord) -> int:
@@ -94,13 +95,13 @@ class _Step:
 
     Attributes:
         record: of it.
-        flush: the number of the flush that sent it.
         stack: the line that called it, and those that led there.
+        number: of the stack, among those of the scope.
     """
 
     record: CommandRecord
-    flush: int
     stack: Stack
+    number: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,16 +157,13 @@ class _Adviser:
     def __init__(self, scope: ScopeRecord) -> None:
         dataflow.refresh()
         self._flushes = list(scope.flushes)
-        self._steps = [
-            [_Step(one, number, _stack_of(one)) for one in flush.commands]
-            for number, flush in enumerate(self._flushes)
-        ]
+        self._stacks: list[Stack] = []
+        self._steps = self._numbered()
         self._forces = [_forcing_places(flush) for flush in self._flushes]
         # What is kept of a long scope is its end.
         self._before = scope.round_trips - sum(flush.round_trips for flush in self._flushes)
-        self._stacks = list(dict.fromkeys(step.stack for steps in self._steps for step in steps))
-        self._flows: dict[tuple[Stack, Stack], Reach | None] = {}
-        self._sources: dict[Stack, list[Stack]] = {}
+        self._flows: dict[tuple[int, int], Reach | None] = {}
+        self._sources: dict[int, list[int]] = {}
         self._unseen: set[str] = set()
         self._groups = self._grouped()
 
@@ -201,6 +199,23 @@ class _Adviser:
                 together = fewer
         flushes = {number for group in together for number in group.flushes}
         return _Group(_places_of(together), sorted(flushes))
+
+    def _numbered(self) -> list[list[_Step]]:
+        numbers: dict[Stack, int] = {}
+        # Hashing a stack takes long, and most commands share theirs with the one before.
+        known: dict[tuple[int, int], tuple[Stack, int]] = {}
+        steps = []
+        for flush in self._flushes:
+            of_flush = []
+            for command in flush.commands:
+                key = id(command.place), id(command.callers)
+                if key not in known:
+                    stack = _stack_of(command)
+                    known[key] = stack, numbers.setdefault(stack, len(numbers))
+                of_flush.append(_Step(command, *known[key]))
+            steps.append(of_flush)
+        self._stacks = list(numbers)
+        return steps
 
     def _grouped(self) -> list[_Group]:
         by_places: dict[Places, list[int]] = {}
@@ -321,7 +336,7 @@ class _Adviser:
         base = 0
         layout = _Layout()
         level_of: dict[int, int] = {}  # by the id of a record
-        newest: dict[Stack, int] = {}  # the last round trip with a command of the stack
+        newest: dict[int, int] = {}  # the last round trip with a command of the stack
         for number, steps in enumerate(self._steps):
             if self._flushes[number].reason is Reason.ALONE or self._flushes[number].divided:
                 base = layout.end
@@ -332,13 +347,13 @@ class _Adviser:
                     level = max(level, *(before + 1 for before in levels[-1]))
                 for needed in step.record.needs:
                     level = max(level, level_of.get(id(needed), -1) + 1)
-                for source in self._sources_of(step.stack):
+                for source in self._sources_of(step.number) if number else ():
                     level = max(level, newest.get(source, -1) + 1)
                 layout.add(step.record, level)
                 of_flush.append(level)
             for step, level in zip(steps, of_flush, strict=True):
                 level_of[id(step.record)] = level
-                newest[step.stack] = max(level, newest.get(step.stack, 0))
+                newest[step.number] = max(level, newest.get(step.number, 0))
             levels.append(of_flush)
             if not self._forces[number]:
                 base = layout.end  # a scope's end, a limit and the like stay what they are
@@ -351,11 +366,13 @@ class _Adviser:
         known = [levels[index] for index in indexes if index is not None]
         return known or [max(levels)]
 
-    def _sources_of(self, target: Stack) -> list[Stack]:
+    def _sources_of(self, target: int) -> list[int]:
         """Return what has called commands whose values reach those of a stack."""
         if target not in self._sources:
             self._sources[target] = [
-                stack for stack in self._stacks if self._flow(stack, target) is not None
+                source
+                for source in range(len(self._stacks))
+                if self._flow(source, target) is not None
             ]
         return self._sources[target]
 
@@ -366,7 +383,7 @@ class _Adviser:
             needed is other.record for needed in step.record.needs for other in self._steps[number]
         ):
             return Reach.ARGUMENT
-        found = {self._flow(other.stack, step.stack) for other in self._steps[number]}
+        found = {self._flow(other.number, step.number) for other in self._steps[number]}
         return next((how for how in Reach if how in found), None)
 
     def _was_passed(self, number: int, step: _Step) -> bool:
@@ -380,11 +397,11 @@ class _Adviser:
             return True
         return flush.use in _DECIDING and flush.place.file in self._unseen
 
-    def _flow(self, source: Stack, target: Stack) -> Reach | None:
+    def _flow(self, source: int, target: int) -> Reach | None:
         """Return how values of what one stack has called reach what another one calls."""
         key = source, target
         if key not in self._flows:
-            self._flows[key] = self._look_at_flow(source, target)
+            self._flows[key] = self._look_at_flow(self._stacks[source], self._stacks[target])
         return self._flows[key]
 
     def _look_at_flow(self, source: Stack, target: Stack) -> Reach | None:
