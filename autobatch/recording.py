@@ -316,8 +316,8 @@ class Recorded(OwnScope):
             if departure.left:
                 return
         record.finished = time.perf_counter()
-        self.record.commands += len(record.commands)
-        self.record.round_trips += record.round_trips
+        with self._landing:
+            self.record.count(record)
         for command, made in zip(departure.commands, record.commands, strict=True):
             self._records.pop(command, None)
             made.error = _error_of(command)
@@ -335,9 +335,8 @@ class Recorded(OwnScope):
 
     def ran_alone(self, record: FlushRecord) -> None:
         """Take over the record of a command that stepped aside."""
-        self.record.flushes.append(record)
-        self.record.commands += len(record.commands)
-        self.record.round_trips += record.round_trips
+        with self._landing:
+            self.record.add(record)
 
     # ---- how it ends -------------------------------------------------------------------
 

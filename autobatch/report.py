@@ -296,6 +296,16 @@ class ScopeRecord:
     commands: int = 0
     round_trips: int = 0
 
+    def add(self, flush: FlushRecord) -> None:
+        """Count a flush that has ended, and keep it."""
+        self.flushes.append(flush)
+        self.count(flush)
+
+    def count(self, flush: FlushRecord) -> None:
+        """Count a flush that has ended."""
+        self.commands += len(flush.commands)
+        self.round_trips += flush.round_trips
+
     @property
     def duration(self) -> float:
         """How many seconds it was open."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,21 +48,22 @@ class SuggestingScope(OwnScope):
         self.record = record
         self.edge = edge
         self._values = _Values()
-        # As long as somebody subscribes, clients tell of what they run.
-        self._subscription = report.subscribe(on_scope=self._tell)
+        self._taking = threading.Lock()
+        # As long as somebody subscribes, clients tell of what they run. Nobody may have ended it.
+        self._subscription = report.subscribe(on_scope=_nothing)
+        weakref.finalize(self, self._subscription.cancel).atexit = False
 
     def take(self, flush: FlushRecord, commands: list[Command]) -> None:
         """Take over the record of commands that left together."""
         for command, made in zip(commands, flush.commands, strict=True):
             made.needs = self._values.sources_of(command.args)
-        flush.divided, self._divided = self._divided, False
-        self.record.flushes.append(flush)
-        self.record.commands += len(flush.commands)
-        self.record.round_trips += flush.round_trips
-        self.stats.took(len(flush.commands))
-        self.stats.flushes += 1
-        self.stats.round_trips += flush.round_trips
-        self.stats.exchanges += flush.exchanges
+        with self._taking:  # threads may share a scope
+            flush.divided, self._divided = self._divided, False
+            self.record.add(flush)
+            self.stats.took(len(flush.commands))
+            self.stats.flushes += 1
+            self.stats.round_trips += flush.round_trips
+            self.stats.exchanges += flush.exchanges
 
     def settled(self, command: Command, made: CommandRecord) -> None:
         """Note a value, to know it again if it is an argument later."""
@@ -74,6 +77,13 @@ class SuggestingScope(OwnScope):
 
     def flush(self) -> None:
         self._divided = True
+
+    async def aflush(self) -> None:
+        self._divided = True
+
+    def forked(self) -> None:
+        super().forked()
+        self._taking = threading.Lock()
 
     # ---- how it ends
 
@@ -96,11 +106,18 @@ class SuggestingScope(OwnScope):
             self._values = _Values()
             report.publish(self.record)
             self._subscription.cancel()
+            self._tell()
 
-    def _tell(self, record: ScopeRecord) -> None:
-        of_mine = record is self.record and record.commands
-        if of_mine and report.logger.isEnabledFor(logging.INFO):
-            report.logger.info("%s", suggestion(record))
+    def _tell(self) -> None:
+        if self.record.commands and report.logger.isEnabledFor(logging.INFO):
+            try:
+                report.logger.info("%s", suggestion(self.record))
+            except Exception:
+                report.logger.exception("a suggestion failed")
+
+
+def _nothing(_: ScopeRecord) -> None:
+    pass
 
 
 def suggesting_now() -> SuggestingScope | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import os
@@ -242,6 +243,29 @@ def test_nothing_is_kept(client, plain):
         assert kept() is None
         assert len(records.scopes) == 1
         assert "long enough" not in repr(records.scopes)
+    assert not report.listening
+
+
+def test_a_scope_that_is_never_left(client, plain):
+    """What it needs goes when it does."""
+
+    @autobatch.batch(suggest=True)
+    def generate():
+        yield client.get("a")
+
+    generator = generate()
+    next(generator)
+    assert report.listening
+    context = contextvars.Context()
+    context.run(generator.close)
+    assert not report.listening
+
+    boundary = autobatch.batch(suggest=True)
+    context.run(boundary.__enter__)
+    assert report.listening
+    autobatch.scope.open_scopes.clear()  # or the interpreter's end would leave it
+    del boundary, context
+    gc.collect()
     assert not report.listening
 
 
