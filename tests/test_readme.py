@@ -68,8 +68,10 @@ def test_a_page_prints_what_it_says(namespace, capsys, name):
 
 
 def test_seeing(namespace, capsys, tmp_path):
-    """The page's code is in a file, since advice reads it; each `print` prints just what it says."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "seeing.md").read_text(), re.DOTALL)
+    """The page's code is in a file, since advice reads it; each `print` gives what it says."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "seeing.md").read_text(), re.DOTALL
+    )
     page = tmp_path / "views.py"
     page.write_text("\n".join(blocks))
     exec(compile(page.read_text(), str(page), "exec", dont_inherit=True), namespace)

@@ -36,7 +36,8 @@ class BatchMiddleware:
     a streamed one. Errors that nobody has looked at go to Django's own handling of exceptions,
     which calls `handler500` or shows its page for debugging. Later ones are logged.
 
-    The setting AUTOBATCH may be a dict of `max_commands` and `max_bytes`, as for `autobatch.batch`.
+    The setting AUTOBATCH may be a dict of `max_commands`, `max_bytes` and `suggest`, as for
+    `autobatch.batch`.
     """
 
     sync_capable = True

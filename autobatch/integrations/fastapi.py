@@ -23,7 +23,13 @@ from autobatch.scope import MAX_BYTES, MAX_COMMANDS, open_scope, surface, whole_
 _MARK = "__autobatch_plain__"
 
 
-def install(app: FastAPI, *, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES) -> None:
+def install(
+    app: FastAPI,
+    *,
+    max_commands: int = MAX_COMMANDS,
+    max_bytes: int = MAX_BYTES,
+    suggest: bool | None = None,
+) -> None:
     """Make every request of an application a scope, and let its endpoints return Futures.
 
     It holds for all routes: those that the application has, those that it gets later, and those of
@@ -33,8 +39,11 @@ def install(app: FastAPI, *, max_commands: int = MAX_COMMANDS, max_bytes: int = 
         app: the application, which has not started yet.
         max_commands: as of `autobatch.batch`.
         max_bytes: as of `autobatch.batch`.
+        suggest: as of `autobatch.batch`.
     """
-    app.add_middleware(BatchMiddleware, max_commands=max_commands, max_bytes=max_bytes)
+    app.add_middleware(
+        BatchMiddleware, max_commands=max_commands, max_bytes=max_bytes, suggest=suggest
+    )
     _adopt(app.router)
 
 

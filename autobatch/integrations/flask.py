@@ -22,7 +22,7 @@ from autobatch.wsgi import BatchMiddleware
 _NAME = "autobatch"  # among the application's extensions
 
 
-def install(app: Flask, **limits: int) -> None:
+def install(app: Flask, **options: Any) -> None:
     """Make every request of `app` a batch, and let its views return Futures.
 
     What waits is sent when the view has returned, functions of `after_request` have run and the
@@ -35,13 +35,13 @@ def install(app: Flask, **limits: int) -> None:
 
     Args:
         app: the application.
-        limits: `max_commands` and `max_bytes`, as for `autobatch.batch`.
+        options: `max_commands`, `max_bytes` and `suggest`, as for `autobatch.batch`.
     """
     if _NAME in app.extensions:
         return
     app.extensions[_NAME] = install
     hooked: Any = app  # whose methods are replaced, which mypy does not like
-    hooked.wsgi_app = BatchMiddleware(app.wsgi_app, **limits)
+    hooked.wsgi_app = BatchMiddleware(app.wsgi_app, **options)
     app.json = JSONProvider(app)
     hooked.response_class = type(
         app.response_class.__name__, (LazyHeaders, app.response_class), {"__module__": __name__}

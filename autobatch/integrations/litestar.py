@@ -25,15 +25,25 @@ from autobatch.scope import MAX_BYTES, MAX_COMMANDS
 class BatchPlugin(InitPlugin, ReceiveRoutePlugin):
     """Makes every request a scope, and lets handlers return Futures."""
 
-    def __init__(self, *, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES) -> None:
-        """Create the plugin; the limits are those of `autobatch.batch`."""
-        self._limits = {"max_commands": max_commands, "max_bytes": max_bytes}
+    def __init__(
+        self,
+        *,
+        max_commands: int = MAX_COMMANDS,
+        max_bytes: int = MAX_BYTES,
+        suggest: bool | None = None,
+    ) -> None:
+        """Create the plugin; the limits and `suggest` are those of `autobatch.batch`."""
+        self._options = {
+            "max_commands": max_commands,
+            "max_bytes": max_bytes,
+            "suggest": suggest,
+        }
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Add the middleware, outside the application's own."""
         middleware: Any = BatchMiddleware
         app_config.type_encoders = {**_ENCODERS, **(app_config.type_encoders or {})}
-        app_config.middleware.insert(0, DefineMiddleware(middleware, **self._limits))
+        app_config.middleware.insert(0, DefineMiddleware(middleware, **self._options))
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:

@@ -31,7 +31,7 @@ _NAME = "autobatch"  # among the application's extensions
 _CONTEXT_COMES_FIRST = "ctx" in inspect.signature(Quart.finalize_request).parameters
 
 
-def install(app: Quart, **limits: int) -> None:
+def install(app: Quart, **options: Any) -> None:
     """Make every request and every message of a WebSocket a batch; let views return Futures.
 
     What waits is sent when the view has returned, functions of `after_request` have run and the
@@ -43,13 +43,13 @@ def install(app: Quart, **limits: int) -> None:
 
     Args:
         app: the application.
-        limits: `max_commands` and `max_bytes`, as for `autobatch.batch`.
+        options: `max_commands`, `max_bytes` and `suggest`, as for `autobatch.batch`.
     """
     if _NAME in app.extensions:
         return
     app.extensions[_NAME] = install
     hooked: Any = app  # whose methods are replaced, which mypy does not like
-    hooked.asgi_app = BatchMiddleware(hooked.asgi_app, **limits)
+    hooked.asgi_app = BatchMiddleware(hooked.asgi_app, **options)
     app.json = JSONProvider(app)
     hooked.response_class = type(
         app.response_class.__name__, (LazyHeaders, app.response_class), {"__module__": __name__}
