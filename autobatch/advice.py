@@ -159,7 +159,7 @@ class _Adviser:
         self._flushes = list(scope.flushes)
         self._stacks: list[Stack] = []
         self._steps = self._numbered()
-        self._forces = [_forcing_places(flush) for flush in self._flushes]
+        self._forced = [_forced_in(flush) for flush in self._flushes]
         # What is kept of a long scope is its end.
         self._before = scope.round_trips - sum(flush.round_trips for flush in self._flushes)
         self._flows: dict[tuple[int, int], Reach | None] = {}
@@ -219,14 +219,14 @@ class _Adviser:
 
     def _grouped(self) -> list[_Group]:
         by_places: dict[Places, list[int]] = {}
-        for number, places in enumerate(self._forces):
-            if places:
-                by_places.setdefault(frozenset(places), []).append(number)
+        for number, forced in enumerate(self._forced):
+            if forced:
+                by_places.setdefault(frozenset(place for place, _ in forced), []).append(number)
         return [_Group(places, numbers) for places, numbers in by_places.items()]
 
     def _advice(self, group: _Group, now: int, then: int, followed: Places) -> Advice:
         number = group.flushes[0]
-        place = self._forces[number][0]
+        place = self._forced[number][0].place
         words = _words_for(self._flushes[number])
         others = sorted(_near(one, place) for one in group.places if one != place)
         who = " and ".join([str(place), *others])
@@ -263,7 +263,7 @@ class _Adviser:
         if target is None:
             return []
         step, how = target
-        place = self._forces[group.flushes[0]][0]
+        place = self._forced[group.flushes[0]][0].place
         what = _near(step.stack[0], place) if step.stack else str(step.record)
         why = (
             f"is passed to the command of {what}"
@@ -355,16 +355,12 @@ class _Adviser:
                 level_of[id(step.record)] = level
                 newest[step.number] = max(level, newest.get(step.number, 0))
             levels.append(of_flush)
-            if not self._forces[number]:
+            kept = [index for place, index in self._forced[number] if place not in spared]
+            if not self._forced[number]:
                 base = layout.end  # a scope's end, a limit and the like stay what they are
-            elif any(place not in spared for place in self._forces[number]):
-                base = max(base, *(level + 1 for level in self._forced_levels(number, of_flush)))
+            for index in kept:
+                base = max(base, (max(of_flush) if index is None else of_flush[index]) + 1)
         return levels
-
-    def _forced_levels(self, number: int, levels: list[int]) -> list[int]:
-        indexes = [force.command for force in self._flushes[number].forces]
-        known = [levels[index] for index in indexes if index is not None]
-        return known or [max(levels)]
 
     def _sources_of(self, target: int) -> list[int]:
         """Return what has called commands whose values reach those of a stack."""
@@ -452,19 +448,29 @@ def _stack_of(command: CommandRecord) -> Stack:
     return () if command.place is None else (command.place, *command.callers)
 
 
-def _forcing_places(flush: FlushRecord) -> list[Place]:
-    """Return the lines that forced a flush; where an event loop did, those that called."""
+class _Forced(NamedTuple):
+    """What one line forced."""
+
+    place: Place
+    command: int | None  # its place in the flush, if that is known
+
+
+def _forced_in(flush: FlushRecord) -> list[_Forced]:
+    """Return what forced a flush; where an event loop did, the lines that called are told."""
+    forced: list[tuple[Place | None, int | None]] = []
     if flush.reason is Reason.EAGER:
-        called = [command.place for command in flush.commands]
+        forced = [(command.place, number) for number, command in enumerate(flush.commands)]
     elif flush.reason is Reason.FORCED:
-        called = [
-            force.place or (None if force.command is None else flush.commands[force.command].place)
+        forced = [
+            (
+                force.place
+                or (None if force.command is None else flush.commands[force.command].place),
+                force.command,
+            )
             for force in flush.forces
-        ] or [flush.place]
-    else:
-        return []
-    places = [place for place in called if place is not None]
-    return list(dict.fromkeys(places)) if len(places) == len(called) else []
+        ] or [(flush.place, flush.forced)]
+    told = [_Forced(place, command) for place, command in forced if place is not None]
+    return told if len(told) == len(forced) else []
 
 
 def _function_of(place: Place) -> tuple[str, str]:
