@@ -238,16 +238,17 @@ class Recorded(OwnScope):
                 records.append(made)
                 self._records[command] = made
         commands = commands_of(entries)
+        numbers: dict[Promise, int] = {one: number for number, one in enumerate(commands)}
         record = FlushRecord(
             self.record,
             cause.reason,
             cause.place,
             cause.use,
-            None if cause.promise is None else _index_of(cause.promise, commands),
+            None if cause.promise is None else numbers.get(cause.promise.root()),
             records,
             time.perf_counter(),
             round_trips=len(waves),
-            forces=self._take_needs(commands),
+            forces=self._take_needs(numbers),
             divided=self._divided,
         )
         self._divided = False
@@ -262,12 +263,12 @@ class Recorded(OwnScope):
                 if all(command.outcome is not PENDING for command in commands_of([entry])):
                     self._called.pop(entry, None)
 
-    def _take_needs(self, commands: list[Command]) -> list[Force]:
+    def _take_needs(self, numbers: dict[Promise, int]) -> list[Force]:
         needs, self._needs = self._needs, []
         forces = []
         for promise, use, lines in needs:
-            number = _index_of(promise, commands)
             places = places_of(lines)
+            number = numbers.get(promise.root())
             forces.append(Force(places[0] if places else None, use, number, places[1:]))
         return forces
 
@@ -593,9 +594,3 @@ def _error_of(command: Command) -> str | None:
     if outcome is PENDING:
         return "not settled"
     return f"{type(outcome.error).__name__}: {outcome.text}" if type(outcome) is Failure else None
-
-
-def _index_of(promise: Promise, commands: list[Command]) -> int | None:
-    """Return which of some commands a promise is of, or is made from."""
-    root = promise.root()
-    return next((number for number, one in enumerate(commands) if one is root), None)
