@@ -8,23 +8,21 @@ batching is only suggested, so that costs nothing where it is not.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from autobatch import report
+from autobatch import report, switch
 from autobatch.advice import Kind, advise
 from autobatch.command import Command
 from autobatch.promise import Failure
 from autobatch.report import CommandRecord, FlushRecord, Reason, ScopeRecord, counted
 from autobatch.scope import OwnScope, current, dispatch_stray
 
-_NO = {"", "0", "no", "false"}
-# Whether scopes suggest where nobody says so: the environment variable, read once.
-by_default = os.environ.get("AUTOBATCH_SUGGEST", "").strip().lower() not in _NO
+# Whether scopes suggest where nobody says so.
+by_default = switch.is_set("AUTOBATCH_SUGGEST")
 
 
 class SuggestingScope(OwnScope):
