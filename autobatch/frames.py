@@ -30,23 +30,15 @@ _ASYNCIO = f"{pathlib.Path(asyncio.__file__).parent}{os.sep}"
 _LETTING_OTHERS_WAIT = {asyncio.tasks.__file__, asyncio.timeouts.__file__}
 
 
-class _Parts(dict[str, _Part]):
-    def __missing__(self, filename: str) -> _Part:
-        part = _Part.PROGRAM
-        if IN_LIBRARY[filename] or filename in _LETTING_OTHERS_WAIT:
-            part = _Part.BETWEEN
-        elif filename.startswith(_ASYNCIO):
-            part = _Part.LOOP
-        self[filename] = part
-        return part
-
-
-_PARTS = _Parts()
+def _part_of(filename: str) -> _Part:
+    if IN_LIBRARY[filename] or filename in _LETTING_OTHERS_WAIT:
+        return _Part.BETWEEN
+    return _Part.LOOP if filename.startswith(_ASYNCIO) else _Part.PROGRAM
 
 
 def of_program(filename: str) -> bool:
     """Return whether a file is neither of the library nor of what drives it."""
-    return _PARTS[filename] is _Part.PROGRAM
+    return _part_of(filename) is _Part.PROGRAM
 
 
 def user_of(frame: FrameType | None) -> tuple[FrameType | None, str]:
@@ -56,7 +48,7 @@ def user_of(frame: FrameType | None) -> tuple[FrameType | None, str]:
     program where an event loop itself drives a Future.
     """
     inner = None
-    while frame is not None and (part := _PARTS[frame.f_code.co_filename]) is not _Part.PROGRAM:
+    while frame is not None and (part := _part_of(frame.f_code.co_filename)) is not _Part.PROGRAM:
         if part is _Part.LOOP:
             return None, _use_of(inner)
         if IN_LIBRARY[frame.f_code.co_filename]:
@@ -94,7 +86,7 @@ def lines_of(frame: FrameType | None, edge: Edge) -> tuple[Line, ...]:
         code = frame.f_code
         if code is edge.code and lines and not edge.inside:
             break
-        part = _PARTS[code.co_filename]
+        part = _part_of(code.co_filename)
         if part is _Part.LOOP:
             break
         if part is _Part.PROGRAM:
