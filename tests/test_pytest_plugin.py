@@ -6,6 +6,7 @@ The proxy stands between those runs and the server: it has counted, too.
 from __future__ import annotations
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -634,7 +635,26 @@ def test_it_says_what_to_install(run):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-# ---- the example -----------------------------------------------------------------------
+# ---- what shows it ---------------------------------------------------------------------
+
+
+def test_the_page_of_the_docs_is_true(run, pytester):
+    """Its tests pass, but for the one of which it says so; what they print is there."""
+    page = (ROOT / "docs" / "testing.md").read_text()
+    blocks = re.findall(r"^```(?:python\n# (\S+)$)?(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    sources = {name: f"# {name}{text}" for name, text in blocks if name.startswith("test_")}
+    assert sorted(sources) == ["test_cluster.py", "test_page.py", "test_wire.py"]
+    conftest = next(text for name, text in blocks if name == "conftest.py")
+    for name, source in {**sources, "conftest.py": conftest}.items():
+        (pytester.path / name).write_text(source)
+    result = run("", "--autobatch-report", "test_page.py")
+    result.assert_outcomes(passed=2, failed=1)
+    printed = [text.strip().splitlines() for name, text in blocks if not name][1:]
+    assert len(printed) == 2
+    for lines in printed:
+        result.stdout.fnmatch_lines(lines, consecutive=True)
+    result.stdout.fnmatch_lines("- *test_page.py:17 *")
+    run("", "test_wire.py", "test_cluster.py").assert_outcomes(passed=3)
 
 
 @pytest.mark.server
