@@ -85,15 +85,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Count what the test itself sends, and hold it against its marker."""
-    before = item.stash.get(_batches, None)
-    if before is not None:
-        before.reset()
-    try:
-        yield
-    finally:
-        batches = item.stash.get(_batches, None)  # or the test asked for the fixture by its name
-        if batches is not None:
-            batches.stop()
+    batches = item.stash.get(_batches, None)
+    if batches is not None:
+        batches.reset()
+    elif _budget(item) is not None:  # which a fixture has given it
+        batches = _listen(item)
+        item.stash[_asked] = True
+    yield
     budget = _budget(item)
     if batches is not None and budget is not None:
         failure = None
@@ -107,7 +105,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Listen no more, also if the test was never called."""
+    """Listen no more: what fixtures send when they end is not counted."""
     batches = item.stash.get(_batches, None)
     if batches is not None:
         batches.stop()

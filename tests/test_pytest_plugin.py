@@ -373,6 +373,21 @@ def test_the_nearest_marker_counts(run):
     """).assert_outcomes(passed=6, xfailed=1)
 
 
+def test_a_fixture_can_give_the_marker(run):
+    result = run("""
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def budget(request):
+            request.applymarker(pytest.mark.round_trips(1))
+
+        def test_fast(client): pytest.page(client)
+        def test_slow(client): pytest.slow_page(client)
+    """)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("4 round trips to Redis, expected 1")
+
+
 def test_what_fails_or_is_skipped_by_itself_stays_so(run):
     result = run("""
         import pytest
