@@ -238,10 +238,10 @@ def _rows(flushes: Sequence[FlushRecord]) -> list[list[str]]:
         number = max(last, number) + 1
         why = f"{flush.reason} ({flush.use})" if flush.use else str(flush.reason)
         start = [numbers, why, str(flush.place or flush.scope.name)]
-        by_place = itertools.groupby(flush.commands, key=lambda command: command.place)
+        by_place = itertools.groupby(flush.commands, key=lambda command: _where(command.place))
         groups = [(place, list(commands)) for place, commands in by_place]
         for place, commands in groups[:_SHOWN]:
-            rows.append([*start, _listed(commands), _where(place)])
+            rows.append([*start, _listed(commands), place])
             start = ["", "", ""]
         if len(groups) > _SHOWN:
             left = sum(len(commands) for _, commands in groups[_SHOWN:])
