@@ -548,6 +548,38 @@ def test_asynchronous_tests(run, proxy, plugin, options):
     assert [len(exchange) for exchange in proxy.exchanges] == [50, 1, 50, 1, 3, 1, 50, 1]
 
 
+def test_requests_of_a_test_client(run, proxy):
+    """Starlette's runs the application in an event loop of another thread."""
+    source = """
+        import os
+        import autobatch, pytest
+        from starlette.applications import Starlette
+        from starlette.responses import PlainTextResponse
+        from starlette.routing import Route
+        from starlette.testclient import TestClient
+
+        redis = autobatch.asyncio.Redis.from_url(os.environ["REDIS_URL"], decode_responses=True)
+
+        async def home(request):
+            hits, visits = redis.incr("hits"), redis.incr("visits")
+            return PlainTextResponse(f"{await hits} {await visits}")
+
+        app = Starlette(routes=[Route("/", home)])
+        app.add_middleware(autobatch.asgi.BatchMiddleware)
+
+        @pytest.mark.round_trips(2)
+        def test(redis_batches):
+            with TestClient(app) as client:
+                assert client.get("/").text == "1 1"
+                assert client.get("/").text == "2 2"
+                assert [scope.name for scope in redis_batches.scopes] == ["GET /", "GET /"]
+                client.portal.call(redis.aclose)
+    """
+    # Newer ones of Starlette would rather have another HTTP client.
+    run(source, "-W", "default").assert_outcomes(passed=1)
+    assert proxy.names == [["INCRBY", "INCRBY"]] * 2
+
+
 MANY = """
     import pytest
 
