@@ -259,6 +259,41 @@ def test_what_fixtures_send_is_not_counted(run, proxy):
     assert proxy.names == [["SET"], ["SET"], ["MGET"], ["FLUSHALL"]]
 
 
+def test_what_sets_up_a_class_is_not_counted(run, proxy):
+    """But for what unittest runs itself, as a part of the test."""
+    run("""
+        import autobatch, os, pytest, unittest
+
+        class TestPytest:
+            @pytest.fixture(autouse=True)
+            def connected(self, client):
+                self.client = client
+
+            def setup_method(self):
+                with autobatch.Redis.from_url(os.environ["REDIS_URL"]) as client:
+                    client.set("a", 1)
+
+            @pytest.mark.round_trips(1)
+            def test(self): self.client.get("a")
+
+        class TestUnittest(unittest.TestCase):
+            def setUp(self):
+                self.client = autobatch.Redis.from_url(os.environ["REDIS_URL"])
+                self.addCleanup(self.client.close)
+                self.client.set("a", 1)
+
+            @pytest.mark.round_trips(2)
+            def test(self): self.client.get("a")
+    """).assert_outcomes(passed=2)
+    assert proxy.names == [["SET"], ["GET"], ["SET"], ["GET"]]
+
+
+def test_redis_py_itself_is_not_heard_of(batches, client, plain):
+    plain.ping()
+    client.pipeline().ping().execute()
+    batches.assert_round_trips(0)
+
+
 def test_a_scope_that_a_fixture_opened_is_heard_of(run):
     run("""
         import autobatch, pytest
