@@ -742,7 +742,7 @@ def test_the_page_of_the_docs_is_true(run, pytester):
 @pytest.mark.server
 def test_the_example_passes():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "examples/test_page.py", "--autobatch-report"],
+        [sys.executable, "-m", "pytest", "--pyargs", "examples.test_page", "--autobatch-report"],
         cwd=ROOT,
         capture_output=True,
         text=True,
