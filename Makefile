@@ -11,13 +11,16 @@ PORT ?= 8000
 ONCE ?=
 CLUSTER ?=
 
+# Processes that share the tests; 0 runs them in one, as for a debugger.
+WORKERS ?= 3
+
 .PHONY: run test test-core test-lowest check format soak bench examples libraries clean
 
 run: $(VENV)/ready
 	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # What needs no server, with little to install: for every other interpreter of the machine.
 test-core: $(VENV)-core/ready
@@ -25,7 +28,7 @@ test-core: $(VENV)-core/ready
 
 # The suite on the lowest versions that are supported; ARGS='-m "not once"' leaves out what is slow.
 test-lowest: $(VENV)-lowest/ready
-	$(VENV)-lowest/bin/python -m pytest $(ARGS)
+	$(VENV)-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

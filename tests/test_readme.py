@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import re
 import sys
@@ -29,7 +30,9 @@ def namespace(server, plain, monkeypatch):
     monkeypatch.setitem(sys.modules, "page", module)
     names = vars(module)
     names |= {"REDIS_URL": f"redis://127.0.0.1:{server}", "REDIS_PORT": server}
+    handlers = list(logging.root.handlers)
     yield names
+    logging.root.handlers[:] = handlers  # a framework may have set up logging
     for value in names.values():
         if type(value) is autobatch.Redis:
             value.close()
