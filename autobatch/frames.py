@@ -30,15 +30,25 @@ _ASYNCIO = f"{pathlib.Path(asyncio.__file__).parent}{os.sep}"
 _LETTING_OTHERS_WAIT = {asyncio.tasks.__file__, asyncio.timeouts.__file__}
 
 
+class _Parts(dict[str, _Part]):
+    def __missing__(self, filename: str) -> _Part:
+        self[filename] = part = _part_of(filename)
+        return part
+
+
 def _part_of(filename: str) -> _Part:
     if IN_LIBRARY[filename] or filename in _LETTING_OTHERS_WAIT:
         return _Part.BETWEEN
     return _Part.LOOP if filename.startswith(_ASYNCIO) else _Part.PROGRAM
 
 
+# Of each file, as of IN_LIBRARY: every recorded call asks for several.
+_PARTS = _Parts()
+
+
 def of_program(filename: str) -> bool:
     """Return whether a file is neither of the library nor of what drives it."""
-    return _part_of(filename) is _Part.PROGRAM
+    return _PARTS[filename] is _Part.PROGRAM
 
 
 def user_of(frame: FrameType | None) -> tuple[FrameType | None, str]:
@@ -48,7 +58,7 @@ def user_of(frame: FrameType | None) -> tuple[FrameType | None, str]:
     program where an event loop itself drives a Future.
     """
     inner = None
-    while frame is not None and (part := _part_of(frame.f_code.co_filename)) is not _Part.PROGRAM:
+    while frame is not None and (part := _PARTS[frame.f_code.co_filename]) is not _Part.PROGRAM:
         if part is _Part.LOOP:
             return None, _use_of(inner)
         if IN_LIBRARY[frame.f_code.co_filename]:
@@ -86,7 +96,7 @@ def lines_of(frame: FrameType | None, edge: Edge) -> tuple[Line, ...]:
         code = frame.f_code
         if code is edge.code and lines and not edge.inside:
             break
-        part = _part_of(code.co_filename)
+        part = _PARTS[code.co_filename]
         if part is _Part.LOOP:
             break
         if part is _Part.PROGRAM:
