@@ -38,6 +38,7 @@ ORDER = [
     "scope",
     "block",
     "recording",
+    "advice",
     "boundary",
     "aside",
     "funnel",
