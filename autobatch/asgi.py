@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autobatch.promise import printable
-from autobatch.recording import own_scope
-from autobatch.report import Reason
+from autobatch.recording import own_scope, record_of
+from autobatch.report import Reason, server_timing
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -18,6 +18,9 @@ from autobatch.scope import (
     open_scope,
     surface,
 )
+
+if TYPE_CHECKING:  # most applications have none, and it takes time to import
+    from autobatch.panel import Panel
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -41,12 +44,29 @@ class BatchMiddleware:
     """
 
     def __init__(
-        self, app: App, *, max_commands: int = MAX_COMMANDS, max_bytes: int = MAX_BYTES
+        self,
+        app: App,
+        *,
+        max_commands: int = MAX_COMMANDS,
+        max_bytes: int = MAX_BYTES,
+        server_timing: bool = False,
+        panel: Panel | None = None,
     ) -> None:
-        """Wrap `app`; the limits are those of `autobatch.batch`."""
+        """Wrap an application.
+
+        Args:
+            app: what to wrap.
+            max_commands: as for `autobatch.batch`.
+            max_bytes: likewise.
+            server_timing: tell in each response's `Server-Timing` header how long its Redis calls
+                took, up to its start. This tells clients of what stands behind the application.
+            panel: the debug panel to serve at its path, for development.
+        """
         self.app = app
         self._max_commands = max_commands
         self._max_bytes = max_bytes
+        self._server_timing = server_timing
+        self._panel = panel
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI wants it."""
@@ -54,12 +74,33 @@ class BatchMiddleware:
         if connection is None or _MARK in scope:
             await self.app(scope, receive, send)
             return
+        panel = self._panel
+        if panel is not None and connection is _Http and _path_of(scope) == panel.path:
+            await _show(panel, scope, send)
+            return
         outer = open_scope()
         if outer is not None:
             await outer.astep_aside()
-        own = own_scope(_name_of, scope, self._max_commands, self._max_bytes)
+        timed = self._server_timing
+        limits = self._max_commands, self._max_bytes
+        own = own_scope(_name_of, scope, *limits, recorded=timed)
         scope[_MARK] = own
-        await connection(scope, receive, send, own).run(self.app)
+        await connection(scope, receive, send, own, timed=timed).run(self.app)
+
+
+def _path_of(scope: MutableMapping[str, Any]) -> str:
+    """Return the path inside the application, which may be mounted in another one."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+async def _show(panel: Panel, scope: MutableMapping[str, Any], send: Send) -> None:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    client = (scope.get("client") or [None])[0]
+    status, about, body = panel.answer(scope["method"], client, headers)
+    raw = [(name.lower().encode(), value.encode()) for name, value in about.items()]
+    await send({"type": "http.response.start", "status": int(status), "headers": raw})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _Answered(BaseException):
@@ -70,12 +111,19 @@ class _Connection:
     """One HTTP request, or one WebSocket."""
 
     def __init__(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, own: OwnScope
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        own: OwnScope,
+        *,
+        timed: bool,
     ) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
         self._own = own
+        self._timed = timed
         self._started = False  # so much was sent that an error can only be logged
 
     async def run(self, app: App) -> None:
@@ -132,9 +180,18 @@ class _Http(_Connection):
                 await self._respond_to(error)
                 return
             self._started = True
+            if self._timed:
+                message = self._with_timing(message)
         elif self._started:
             log_unseen(self._own.unseen(), self._name)
         await self._send(message)
+
+    def _with_timing(self, message: Message) -> Message:
+        record = record_of(self._own)
+        if record is None or not record.flushes:
+            return message
+        header = b"server-timing", server_timing(record).encode()
+        return {**message, "headers": [*message.get("headers", ()), header]}
 
     async def _respond_to(self, error: Exception) -> None:
         """Send the application's own response to `error` in place of the one that it began.

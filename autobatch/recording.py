@@ -260,6 +260,11 @@ class Recorded(OwnScope):
         self._records.clear()
 
 
+def record_of(scope: OwnScope) -> ScopeRecord | None:
+    """Return the record of a scope, if it is recorded."""
+    return scope.record if isinstance(scope, Recorded) else None
+
+
 class RecordedScope(Recorded):
     """A scope with a queue of its own, recorded."""
 
@@ -281,6 +286,8 @@ def own_scope(
     max_commands: int = MAX_COMMANDS,
     max_bytes: int = MAX_BYTES,
     lane: int | None = None,
+    *,
+    recorded: bool = False,
 ) -> OwnScope:
     """Return a new scope with a queue of its own, recorded if somebody listens.
 
@@ -290,8 +297,9 @@ def own_scope(
         max_commands: how many commands may wait.
         max_bytes: how many bytes may wait.
         lane: which of an asyncio client's connections it travels on; None for the next one.
+        recorded: record it, whoever listens.
     """
-    if not report.listening:
+    if not (recorded or report.listening):
         return OwnScope(max_commands, max_bytes, lane)
     scope = RecordedScope(max_commands, max_bytes, lane)
     scope.start(naming(about))

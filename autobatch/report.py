@@ -255,6 +255,18 @@ class ScopeRecord:
         return self.commands - self.round_trips
 
 
+def server_timing(scope: ScopeRecord) -> str:
+    """Return what a response's `Server-Timing` header tells of a scope up to now.
+
+    Source of the form: https://www.w3.org/TR/server-timing/.
+    """
+    flushes = list(scope.flushes)
+    milliseconds = 1000 * sum(flush.duration for flush in flushes)
+    commands = counted(sum(len(flush.commands) for flush in flushes), "command")
+    round_trips = counted(sum(flush.round_trips for flush in flushes), "round trip")
+    return f'redis;dur={milliseconds:.2f};desc="{commands}, {round_trips}"'
+
+
 class Subscription:
     """Somebody who hears of flushes, until `cancel()`, or until the end of a `with` block."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from autobatch.promise import printable
-from autobatch.recording import own_scope
-from autobatch.report import Reason
+from autobatch.recording import own_scope, record_of
+from autobatch.report import Reason, server_timing
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -21,6 +21,8 @@ from autobatch.scope import (
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from autobatch.panel import Panel
 
 # In the request's environment: it is batched already, by a middleware outside this one.
 _MARK = "autobatch.scope"
@@ -43,16 +45,32 @@ class BatchMiddleware:
         *,
         max_commands: int = MAX_COMMANDS,
         max_bytes: int = MAX_BYTES,
+        server_timing: bool = False,
+        panel: Panel | None = None,
     ) -> None:
-        """Wrap `app`; the limits are those of `autobatch.batch`."""
+        """Wrap an application.
+
+        Args:
+            app: what to wrap.
+            max_commands: as for `autobatch.batch`.
+            max_bytes: likewise.
+            server_timing: tell in each response's `Server-Timing` header how long its Redis calls
+                took, up to its start. This tells clients of what stands behind the application.
+            panel: the debug panel to serve at its path, for development.
+        """
         self.app = app
         self._max_commands = max_commands
         self._max_bytes = max_bytes
+        self._server_timing = server_timing
+        self._panel = panel
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, as WSGI wants it."""
         if _MARK in environ:
             return self.app(environ, start_response)
+        panel = self._panel
+        if panel is not None and environ.get("PATH_INFO") == panel.path:
+            return _show(panel, environ, start_response)
         context = contextvars.copy_context()
         return context.run(self._respond, context, environ, start_response)
 
@@ -63,11 +81,14 @@ class BatchMiddleware:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         step_aside()
-        own = own_scope(_name_of, environ, self._max_commands, self._max_bytes)
+        timed = self._server_timing
+        limits = self._max_commands, self._max_bytes
+        own = own_scope(_name_of, environ, *limits, recorded=timed)
         environ[_MARK] = own
+        late = _LateStart(start_response, own) if timed else None
         ambient.set(own)  # in the request's own context, which ends with it
         try:
-            body = self.app(environ, start_response)
+            body = self.app(environ, late or start_response)
         except BaseException as error:
             surface(own.close(), error)
             raise
@@ -85,9 +106,55 @@ class BatchMiddleware:
                 surface(failures + own.close(), error)
                 raise
             surface(failures + own.close())
+        start = _nothing if late is None else late.start
+        start()
         if own.closed:
             return body
-        return _Body(body, context, own, _name_of(environ))
+        return _Body(body, context, own, _name_of(environ), start)
+
+
+def _show(panel: Panel, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    method, client = environ["REQUEST_METHOD"], environ.get("REMOTE_ADDR")
+    status, about, body = panel.answer(method, client, headers)
+    start_response(f"{status.value} {status.phrase}", list(about.items()))
+    return [body]
+
+
+class _LateStart:
+    """A `start_response` that waits for the flush, whose time a header is to tell."""
+
+    def __init__(self, start_response: StartResponse, own: OwnScope) -> None:
+        self._start_response = start_response
+        self._own = own
+        self._given: tuple[Any, ...] | None = None
+        self._write: Callable[[bytes], object] | None = None
+
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], *exc_info: Any
+    ) -> Callable[[bytes], object]:
+        if self._write is not None:  # it is too late: the server says so
+            return self._start_response(status, headers, *exc_info)
+        self._given = status, headers, *exc_info
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        self.start()
+        assert self._write is not None
+        self._write(data)
+
+    def start(self) -> None:
+        """Start the response, if the application has said how and it is not started."""
+        if self._given is not None:
+            (status, headers, *exc_info), self._given = self._given, None
+            record = record_of(self._own)
+            if record is not None and record.flushes:
+                headers = [*headers, ("Server-Timing", server_timing(record))]
+            self._write = self._start_response(status, headers, *exc_info)
 
 
 def _name_of(environ: WSGIEnvironment) -> str:
@@ -113,13 +180,19 @@ class _Body:
     """A body whose chunks are made inside the request's context and scope."""
 
     def __init__(
-        self, body: Iterable[bytes], context: contextvars.Context, own: OwnScope, name: str
+        self,
+        body: Iterable[bytes],
+        context: contextvars.Context,
+        own: OwnScope,
+        name: str,
+        start: Callable[[], None],
     ) -> None:
         self._body = body
         self._chunks: Iterator[bytes] | None = None
         self._run = context.run
         self._own = own
         self._name = name
+        self._start = start
         self._started = False
 
     def __iter__(self) -> _Body:
@@ -151,6 +224,7 @@ class _Body:
         else:
             surface(self._own.unseen())
             self._started = True
+            self._start()
 
     def close(self) -> None:
         self._run(self._close)

@@ -62,8 +62,9 @@ def example(proxy, client, monkeypatch):
 
 def test_these_are_all():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    # The applications are served by test_starlette.py, test_flask.py and test_asgi_asyncio.py.
-    applications = {"asyncio_app", "flask_app", "starlette_app"}
+    # The applications are served by test_starlette.py, test_flask.py, test_panel.py and
+    # test_asgi_asyncio.py.
+    applications = {"asyncio_app", "flask_app", "panel_app", "starlette_app"}
     assert modules == {*NAMES, "cluster", "__init__", "server", *applications}
 
 

@@ -51,6 +51,8 @@ ORDER = [
     "integrations.encoding",
     "integrations.flask",
     "integrations.starlette",
+    "waterfall",
+    "panel",
     "asgi",
     "wsgi",
     "testing.faults",
