@@ -11,8 +11,8 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType, MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from autobatch import report
@@ -33,6 +33,7 @@ class _Cause(NamedTuple):
     place: Place | None = None
     use: str | None = None
     promise: Promise | None = None
+    contexts: Mapping[report.Subscription, Any] = MappingProxyType({})
 
 
 class _Departure:
@@ -72,14 +73,12 @@ class Recorded(OwnScope):
         if self._cause is None and self._queue:
             if self._ending:
                 reason = Reason.END
+            place = use = None
             if reason in _CAUSED_BY_A_LINE:
                 frame, use = _user(sys._getframe(2))  # noqa: SLF001  # public in all but name
                 place = None if frame is None else Place.of(frame.f_code, frame.f_lasti)
-                self._cause = _Cause(
-                    reason, place, use if reason is Reason.FORCED else None, promise
-                )
-            else:
-                self._cause = _Cause(reason)
+                use = use if reason is Reason.FORCED else None
+            self._cause = _Cause(reason, place, use, promise, report.contexts_of_call())
 
     def force(self, promise: Promise) -> None:
         self._note(Reason.FORCED, promise)
@@ -153,6 +152,7 @@ class Recorded(OwnScope):
             records,
             time.perf_counter(),
             round_trips=len(waves),
+            contexts=cause.contexts,
         )
         self.record.flushes.append(record)
         departure = _Departure(record, commands, len(batches))
@@ -207,7 +207,7 @@ class Recorded(OwnScope):
         self.record.round_trips += record.round_trips
         for command, made in zip(departure.commands, record.commands, strict=True):
             self._records.pop(command, None)
-            made.error = _error_of(command)
+            _see_outcome(command, made)
         report.publish(record)
         self._publish_if_over()
 
@@ -325,22 +325,24 @@ def _new_stray(loop: asyncio.AbstractEventLoop) -> StrayScope:
     return recorded
 
 
-def ran_alone(commands: Sequence[Command], began: float) -> None:
+def ran_alone(commands: Sequence[Command], began: float, *, through_redis_py: bool = False) -> None:
     """Tell of commands that did not wait, but ran by themselves, all at once.
 
     Args:
         commands: settled.
         began: when that was, in seconds of `time.perf_counter()`.
+        through_redis_py: as in `FlushRecord`.
     """
+    contexts = report.contexts_of_call()
     frame, _ = _user(sys._getframe(1))  # noqa: SLF001  # public in all but name
     place = None if frame is None else Place.of(frame.f_code, frame.f_lasti)
     scope = whole_of(current())
     inside = isinstance(scope, Recorded) and not scope.closed
     of_scope = scope.record if inside else ScopeRecord("outside any scope")
-    records = [_record_of(command, began, {}, None) for command in commands]
+    records = [_record_of(command, began, contexts, None) for command in commands]
     for command, made in zip(commands, records, strict=True):
         made.place = made.place or place
-        made.error = _error_of(command)
+        _see_outcome(command, made)
     exchanges = len({made.server for made in records})
     record = FlushRecord(
         of_scope,
@@ -352,6 +354,8 @@ def ran_alone(commands: Sequence[Command], began: float) -> None:
         began,
         time.perf_counter(),
         exchanges=exchanges,
+        contexts=contexts,
+        through_redis_py=through_redis_py,
     )
     if inside:
         scope.ran_alone(record)
@@ -390,11 +394,13 @@ def _name_of_server(server: Any) -> str:
     return f"{address[0]}:{address[1]}/{database}"
 
 
-def _error_of(command: Command) -> str | None:
+def _see_outcome(command: Command, record: CommandRecord) -> None:
     outcome = command.outcome
     if outcome is PENDING:
-        return "not settled"
-    return f"{type(outcome.error).__name__}: {outcome.text}" if type(outcome) is Failure else None
+        record.error = "not settled"
+    elif type(outcome) is Failure:
+        record.error_type = type(outcome.error)
+        record.error = f"{record.error_type.__name__}: {outcome.text}"
 
 
 def _user(frame: FrameType | None) -> tuple[FrameType | None, str]:

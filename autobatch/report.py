@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from types import CodeType, TracebackType
 from typing import Any, Self
 
@@ -129,6 +129,7 @@ class CommandRecord:
         transaction: which of the flush's transactions it is a part of, from 0; None: of none.
         sent: how often it was sent; more than 1 if it had to be sent again.
         error: what it failed with, without what may be secret; None if it has a value.
+        error_type: the class of that.
         contexts: what `on_call` of each subscription returned when it was called.
     """
 
@@ -142,6 +143,7 @@ class CommandRecord:
     transaction: int | None = None
     sent: int = 1
     error: str | None = None
+    error_type: type[BaseException] | None = None
     contexts: dict[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -164,6 +166,9 @@ class FlushRecord:
             `time.perf_counter()`.
         round_trips: how often the program waited for the network.
         exchanges: the writes with the reading of their replies, on all connections.
+        contexts: what `on_call` of each subscription returned when the flush was caused.
+        through_redis_py: it went through redis-py's own `execute_command`, where other libraries
+            may have seen it.
     """
 
     scope: ScopeRecord = dataclasses.field(repr=False)
@@ -176,6 +181,8 @@ class FlushRecord:
     finished: float = 0.0
     round_trips: int = 1
     exchanges: int = 0
+    contexts: Mapping[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
+    through_redis_py: bool = False
 
     @property
     def size(self) -> int:
@@ -321,8 +328,8 @@ def subscribe(
     Args:
         on_flush: called with the record of each flush when its last reply is there.
         on_scope: called with the record of each scope when it has ended and all is settled.
-        on_call: called when a command is called in such a scope. What it returns is kept in
-            `CommandRecord.contexts`, under the subscription.
+        on_call: called when a command is called in such a scope, and when something causes a
+            flush. What it returns is kept in the `contexts` of the records, under the subscription.
 
     Returns:
         The subscription, which can be cancelled; it is a context manager, too.
