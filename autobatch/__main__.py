@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from autobatch.lint import cli as lint
+from autobatch.recorded import cli as recorded
 
-# Each adds one command to the parser.
-_COMMANDS = (lint,)
+# Each adds its commands to the parser.
+_COMMANDS = (lint, recorded)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

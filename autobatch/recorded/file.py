@@ -1,0 +1,249 @@
+"""The file of a recorded run: a line of JSON for each flush, in the order in which they ended."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import json
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from autobatch import report
+from autobatch.errors import AutobatchError
+from autobatch.recorded.masking import Mask
+from autobatch.report import CommandRecord, FlushRecord, Place, Reason, ScopeRecord
+
+_FORMAT = 1
+
+
+class Arguments(enum.StrEnum):
+    """What a recorded run tells of the arguments of commands."""
+
+    NONE = "none"
+    """Their names and keys alone: it cannot be replayed."""
+    MASKED = "masked"
+    """Keys, numbers, options and scripts; stand-ins of the same length for all other values."""
+    VALUES = "values"
+    """Everything, but for commands such as AUTH and CONFIG. The file is as secret as the data."""
+
+
+class Unreadable(AutobatchError):
+    """A file is no recorded run that this version can read."""
+
+
+class Recorder:
+    """Writes what the flushes of a program do to a file, until `close()` or the end of a block.
+
+    Scopes that are open when it is made are not recorded.
+    """
+
+    def __init__(self, path: str | Path, *, arguments: Arguments | str = Arguments.NONE) -> None:
+        """Begin a file, in place of one that is there.
+
+        Args:
+            path: of the file.
+            arguments: what to tell of the arguments of commands: "none", "masked" or "values".
+
+        Raises:
+            ValueError: `arguments` is none of these.
+            OSError: the file cannot be written.
+        """
+        self._arguments = Arguments(arguments)
+        self._mask = Mask()
+        self._begun: set[int] = set()  # the numbers of scopes that the file names
+        self._lock = threading.Lock()
+        self._file: IO[str] = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  # until close()
+        self._write({"autobatch": _FORMAT, "arguments": self._arguments})
+        self._subscription = report.subscribe(
+            self._flushed, on_scope=self._ended, arguments=self._arguments is not Arguments.NONE
+        )
+
+    def _flushed(self, flush: FlushRecord) -> None:
+        with self._lock:
+            scope = flush.scope
+            if scope.number not in self._begun:
+                self._begun.add(scope.number)
+                self._write({"scope": scope.number, **_scope_fields(scope)})
+            self._write({"flush": scope.number, **self._flush_fields(flush)})
+
+    def _ended(self, scope: ScopeRecord) -> None:
+        with self._lock:
+            if scope.number in self._begun:
+                self._begun.discard(scope.number)
+                self._write({"end": scope.number, "closed": scope.closed})
+
+    def _flush_fields(self, flush: FlushRecord) -> dict[str, Any]:
+        return {
+            "reason": flush.reason,
+            "place": _place_fields(flush.place),
+            "use": flush.use,
+            "forced": flush.forced,
+            "started": flush.started,
+            "finished": flush.finished,
+            "round_trips": flush.round_trips,
+            "exchanges": flush.exchanges,
+            "commands": [self._command_fields(command) for command in flush.commands],
+        }
+
+    def _command_fields(self, command: CommandRecord) -> dict[str, Any]:
+        fields = {name: getattr(command, name) for name in _COMMAND_FIELDS}
+        fields["place"] = _place_fields(command.place)
+        args = command.arguments
+        if args is not None and self._arguments is not Arguments.NONE:
+            masked = self._mask.arguments(command.name, args)
+            kept = args if self._arguments is Arguments.VALUES else masked
+            fields["arguments"] = None if masked is None else [_as_json(arg) for arg in kept or ()]
+        return fields
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        if not self._file.closed:
+            self._file.write(json.dumps(fields, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        """Write what is not written yet, and hear of nothing any more."""
+        self._subscription.cancel()
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclasses.dataclass
+class Run:
+    """A recorded run.
+
+    Attributes:
+        arguments: what it tells of them.
+        scopes: in the order in which their first flush has ended.
+        flushes: in the order in which they started.
+    """
+
+    arguments: Arguments
+    scopes: list[ScopeRecord]
+    flushes: list[FlushRecord]
+
+
+def load(path: str | Path) -> Run:
+    """Read a recorded run. A line that was not written whole, at its end, does not count.
+
+    Raises:
+        Unreadable: it is no recorded run, or one of a later version.
+        OSError: the file cannot be read.
+    """
+    with Path(path).open(encoding="utf-8", errors="strict") as file:
+        try:
+            return _parse(file)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise Unreadable(f"{path} is no recorded run of autobatch: {error!r}") from error
+
+
+def _parse(lines: Iterable[str]) -> Run:
+    rows = iter(lines)
+    head = json.loads(next(rows, "null"))
+    if head["autobatch"] > _FORMAT:
+        raise ValueError("it was written by a later version of autobatch")
+    scopes: dict[int, ScopeRecord] = {}
+    flushes: list[FlushRecord] = []
+    for row in rows:
+        if not row.endswith("\n"):
+            break
+        fields = json.loads(row)
+        if "scope" in fields:
+            about = {name: fields[name] for name in ("name", "parent", "opened", "at")}
+            scopes[fields["scope"]] = ScopeRecord(**about)
+        elif "end" in fields:
+            scopes[fields["end"]].closed = fields["closed"]
+        else:
+            flushes.append(_flush_of(fields, scopes[fields["flush"]]))
+    for scope in scopes.values():
+        ends = [flush.finished for flush in scope.flushes]
+        scope.closed = scope.closed or max(ends, default=scope.opened)
+    flushes.sort(key=lambda flush: flush.started)
+    return Run(Arguments(head["arguments"]), list(scopes.values()), flushes)
+
+
+def _flush_of(fields: dict[str, Any], scope: ScopeRecord) -> FlushRecord:
+    flush = FlushRecord(
+        scope,
+        Reason(fields["reason"]),
+        _place_of(fields["place"]),
+        fields["use"],
+        fields["forced"],
+        [_command_of(command) for command in fields["commands"]],
+        fields["started"],
+        fields["finished"],
+        fields["round_trips"],
+        fields["exchanges"],
+    )
+    scope.flushes.append(flush)
+    scope.commands += len(flush.commands)
+    scope.round_trips += flush.round_trips
+    return flush
+
+
+def _command_of(fields: dict[str, Any]) -> CommandRecord:
+    arguments = fields.pop("arguments", None)
+    place = _place_of(fields.pop("place"))
+    command = CommandRecord(place=place, **fields)
+    if arguments is not None:
+        command.arguments = tuple(map(_from_json, arguments))
+    return command
+
+
+def _scope_fields(scope: ScopeRecord) -> dict[str, Any]:
+    return {
+        "name": scope.name,
+        "parent": scope.parent,
+        "opened": scope.opened,
+        "at": scope.at,
+    }
+
+
+def _place_fields(place: Place | None) -> list[Any] | None:
+    return None if place is None else [place.file, place.line, place.function]
+
+
+def _place_of(fields: list[Any] | None) -> Place | None:
+    return None if fields is None else Place(*fields)
+
+
+def _as_json(arg: Any) -> Any:
+    if isinstance(arg, (bytes, bytearray, memoryview)):
+        try:
+            return {"bytes": bytes(arg).decode("ascii")}
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(bytes(arg)).decode()}
+    if isinstance(arg, float):
+        return {"float": repr(arg)}  # JSON has no infinity
+    return arg if isinstance(arg, int) else str(arg)
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, text),) = value.items()
+    kinds: dict[str, Any] = {"bytes": str.encode, "base64": base64.b64decode, "float": float}
+    return kinds[kind](text)
+
+
+_COMMAND_FIELDS = (
+    "name",
+    "key",
+    "called",
+    "size",
+    "server",
+    "read_only",
+    "transaction",
+    "sent",
+    "error",
+)

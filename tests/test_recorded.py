@@ -1,0 +1,298 @@
+"""Recorded runs: what their files tell, how a terminal shows them, and what a replay finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import redis
+
+import autobatch
+from autobatch import report
+from autobatch.recorded import Arguments, Recorder, load
+from autobatch.recorded.file import Unreadable
+from autobatch.recorded.masking import Mask
+from autobatch.recorded.replay import CannotReplay, replay
+
+SECRET = "a secret text"
+INCREMENT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.jsonl"
+
+
+@pytest.fixture
+def raw(second_server):
+    """A client of an empty server, where a replay can run."""
+    with redis.Redis(port=second_server) as client:
+        client.flushall()
+        yield client
+
+
+@autobatch.batch
+def visit(client, number):
+    """Do a little of everything."""
+    client.set(f"user:{number}", SECRET, ex=100)
+    if client.get(f"user:{number}"):
+        client.hset(f"profile:{number}", mapping={"name": SECRET, "born": 1815})
+    client.register_script(INCREMENT)(keys=["visits"], args=[2])
+    client.zadd("scores", {f"member:{number}": 1.5})
+    client.sadd("members", "b", "a", f"member:{number}")
+    client.smembers("members")
+    with autobatch.batch(atomic=True):
+        client.incr("count")
+        client.lpush("count", 1).map(str)
+    client.time()
+    client.set("binary", b"\xff\x00")
+    client.blpop("nothing", timeout=0.01)
+
+
+def visits(client):
+    for number in range(3):
+        with pytest.raises(redis.ResponseError):
+            visit(client, number)
+    client.get("alone")
+
+
+def record(client, path, arguments):
+    """Record three visits and a lone command."""
+    with Recorder(path, arguments=arguments):
+        visits(client)
+    assert not report.listening
+
+
+# ---- the file ----------------------------------------------------------------------------
+
+
+def test_a_run_is_what_was_heard(client, path):
+    """Reading a file gives the records that subscribers had."""
+    flushes, scopes = [], []
+    with Recorder(path), report.subscribe(flushes.append, on_scope=scopes.append):
+        visits(client)
+    run = load(path)
+    assert run.arguments is Arguments.NONE
+    assert len(run.flushes) == len(flushes) > 9
+
+    def told(flush):
+        commands = [(c.name, c.key, c.place, c.size, c.error, c.called) for c in flush.commands]
+        about = flush.scope.name, flush.reason, flush.place, flush.use, flush.forced
+        return *about, flush.started, flush.finished, flush.round_trips, flush.exchanges, commands
+
+    assert list(map(told, run.flushes)) == list(map(told, flushes))
+    batched = [scope for scope in run.scopes if scope.name != "outside any scope"]
+    assert [(s.name, s.commands, s.round_trips, s.opened, s.closed, s.at) for s in batched] == [
+        (s.name, s.commands, s.round_trips, s.opened, s.closed, s.at) for s in scopes
+    ]
+
+
+@pytest.mark.parametrize("arguments", ["none", "masked"])
+def test_values_are_not_written_unless_asked_for(arguments, client, path):
+    record(client, path, arguments)
+    text = path.read_text()
+    assert "secret" not in text
+    assert "user:0" in text
+    assert ("arguments" in json.loads(text.splitlines()[2])["commands"][0]) is (arguments != "none")
+
+
+def test_values_are_written_where_they_are_asked_for(client, path):
+    record(client, path, "values")
+    commands = [command for flush in load(path).flushes for command in flush.commands]
+    assert commands[0].arguments == ("SET", "user:0", SECRET, "EX", 100)
+    assert ("SET", "binary", b"\xff\x00") in [command.arguments for command in commands]
+
+
+def test_passwords_are_never_written(server, path, plain):
+    with autobatch.Redis(port=server) as client, Recorder(path, arguments="values"):
+        with autobatch.batch():
+            client.config_set("maxmemory", 0)
+            client.acl_setuser("ada", enabled=True, passwords=["+" + SECRET])
+        client.acl_deluser("ada")
+    assert "secret" not in path.read_text()
+    assert len(load(path).flushes) >= 2
+
+
+def test_memory_is_not_kept_by_scopes_that_have_ended(client, path):
+    with Recorder(path) as recorder:
+        for _ in range(10):
+            with autobatch.batch():
+                client.get("a")
+        assert not recorder._begun
+
+
+def test_an_unfinished_line_does_not_count(client, path):
+    """As when the program was killed."""
+    record(client, path, "none")
+    whole = len(load(path).flushes)
+    text = path.read_text()
+    path.write_text(text[: text.rindex('"commands"')])
+    assert len(load(path).flushes) == whole - 1
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "nothing\n", '{"autobatch":99,"arguments":"none"}\n'])
+def test_what_is_no_run_is_refused(text, path):
+    path.write_text(text)
+    with pytest.raises(Unreadable, match=r"run\.jsonl is no recorded run"):
+        load(path)
+
+
+def test_unknown_arguments_are_refused(path):
+    with pytest.raises(ValueError, match="everything"):
+        Recorder(path, arguments="everything")
+    assert not path.exists()
+    assert not report.listening
+
+
+# ---- stand-ins ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "kept"),
+    [
+        (("SET", "key", "value", "EX", 100, "NX"), {0, 1, 3, 4, 5}),
+        (("GET", "key"), {0, 1}),
+        (("INCRBY", "key", "15"), {0, 1, 2}),
+        (("ZADD", "key", 1.5, "member"), {0, 1, 2}),
+        (("ZRANGEBYLEX", "key", "[a", "-", "LIMIT", 0, 5), {0, 1, 3, 4, 5, 6}),
+        (("XADD", "key", "*", "field", b"value"), {0, 1, 2}),
+        (("EVAL", "return 1", 1, "key", "value"), {0, 1, 2, 3}),
+        (("MSET", "a", "value", "b", "15"), {0, 1, 3, 4}),
+        (("BITFIELD", "key", "SET", "u8", "0", "255"), {0, 1, 2, 3, 4, 5}),
+        (("SET", b"key", b"\xff\xfe"), {0, 1}),
+    ],
+)
+def test_stand_ins(args, kept):
+    """Keys, options and numbers stay; other values are replaced by ones of the same length."""
+    masked = Mask().arguments(args[0], args)
+    assert {number for number, arg in enumerate(masked) if arg == args[number]} == kept
+    for number in set(range(len(args))) - kept:
+        assert len(masked[number]) == max(16, len(args[number]))
+
+
+def test_stand_ins_of_equal_values_are_equal():
+    mask = Mask()
+    first = mask.arguments("SADD", ("SADD", "key", "value", "other"))
+    second = mask.arguments("SISMEMBER", ("SISMEMBER", "key", b"value"))
+    assert first[2] == second[2] != first[3]
+    assert Mask().arguments("SADD", ("SADD", "key", "value"))[2] != first[2]
+
+
+# ---- replay ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", ["masked", "values"])
+def test_a_replay_comes_to_the_same(arguments, client, path, raw):
+    record(client, path, arguments)
+    outcome = replay(load(path), raw)
+    assert outcome.same, (outcome.differences, outcome.keys)
+    assert (outcome.commands, outcome.eager_round_trips, outcome.batched_round_trips) == (34, 31, 7)
+    assert outcome.may_differ == 3  # TIME
+    assert {why for _, why in outcome.left_out} == {"it blocks, or changes its connection"}
+    assert raw.dbsize() == 0
+
+
+def test_a_replay_counts_on_the_wire(client, path, proxy, raw, second_server):
+    from autobatch.testing import Proxy
+
+    record(client, path, "values")
+    run = load(path)
+    with Proxy(second_server) as witness, redis.Redis(port=witness.port) as through:
+        outcome = replay(run, through)
+        batches = [names for names in witness.names if "MULTI" in names and "TIME" in names]
+        assert len(batches) == 3
+        assert outcome.batched_round_trips < witness.round_trips
+
+
+def test_a_replay_finds_what_differs(client, path, raw):
+    """A script may do something else each time."""
+    with Recorder(path, arguments="values"), autobatch.batch():
+        client.set("a", 1)
+        client.get("a")
+        assert client.get("a") == "1"
+    run = load(path)
+    commands = run.flushes[0].commands
+    commands[1].arguments = ("EVAL", _TWICE_DIFFERENT, 1, "a")
+    commands[1].name = "EVAL"
+    outcome = replay(run, raw)
+    assert not outcome.same
+    assert [str(one.command.name) for one in outcome.differences] == ["EVAL", "GET"]
+    assert list(outcome.keys) == [b"a"]
+
+
+# Its reply, and what it writes, depend on the time.
+_TWICE_DIFFERENT = """
+local time = redis.call('TIME')
+redis.call('SET', KEYS[1], time[1] .. '.' .. time[2])
+return time[1] .. '.' .. time[2]
+"""
+
+
+def test_a_replay_needs_an_empty_server(client, path, raw):
+    record(client, path, "values")
+    raw.set("precious", 1)
+    with pytest.raises(CannotReplay, match="needs an empty one"):
+        replay(load(path), raw)
+    assert raw.get("precious") == b"1"
+
+
+def test_a_replay_needs_arguments(client, path, raw):
+    record(client, path, "none")
+    with pytest.raises(CannotReplay, match="arguments='masked'"):
+        replay(load(path), raw)
+
+
+# ---- the command line --------------------------------------------------------------------
+
+
+def autobatch_command(*arguments):
+    """Run `python -m autobatch` as a user does."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "autobatch", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"COLUMNS": "120", "PATH": ""},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_report_prints_a_run(client, path):
+    pytest.importorskip("rich")
+    record(client, path, "none")
+    status, printed, errors = autobatch_command("report", str(path))
+    assert (status, errors) == (0, "")
+    assert "4 scopes" in printed
+    assert "test_recorded.visit" in printed
+    assert "forced (bool)" in printed
+    assert "SET user:0" in printed
+    assert "WRONGTYPE" in printed
+    assert "█" in printed
+    few = autobatch_command("report", str(path), "--worst", "0")[1]
+    assert "█" not in few
+
+
+def test_replay_prints_what_came_of_it(client, path, second_server, raw):
+    record(client, path, "masked")
+    url = f"redis://127.0.0.1:{second_server}"
+    status, printed, errors = autobatch_command("replay", str(path), "--url", url)
+    assert (status, errors) == (0, "")
+    assert printed.startswith("34 commands: one at a time 31 round trips, ")
+    assert printed.endswith("the same\n")
+
+
+def test_replay_starts_a_server_of_its_own(client, path):
+    record(client, path, "masked")
+    assert autobatch_command("replay", str(path))[0] == 0
+
+
+@pytest.mark.parametrize("command", ["report", "replay"])
+def test_a_missing_file_is_told(command, tmp_path):
+    pytest.importorskip("rich")
+    status, printed, errors = autobatch_command(command, str(tmp_path / "missing"))
+    assert (status, printed) == (2, "")
+    assert "missing" in errors
+    assert "Traceback" not in errors
