@@ -75,6 +75,7 @@ ORDER = [
     "lint.cli",
     "lint.flake8",
     "lint",
+    "demo.cli",
     "recorded.masking",
     "recorded.file",
     "recorded.terminal",
@@ -87,6 +88,7 @@ ORDER = [
 INSIDE_FUNCTIONS = {
     "asgi": {"autobatch.integrations.starlette.error_response"},
     "lint.cli": {"autobatch.lint.fixing.fix"},
+    "demo.cli": {"autobatch.demo.run.show"},
     "recorded.cli": {
         "autobatch.recorded.terminal.show",
         "rich.console.Console",
@@ -102,10 +104,12 @@ def name_of(path):
     return ".".join(parts).removesuffix(".__init__")
 
 
+# The demo is a program of its own: it uses the package as its users do.
 MODULES = {
     name_of(path): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.parent != PACKAGE or path.name != "__init__.py"
+    if (path.parent != PACKAGE or path.name != "__init__.py")
+    and (path.parent.name != "demo" or path.name == "cli.py")
 }
 
 
@@ -126,7 +130,7 @@ def modules_imported(tree):
     found = set()
     for name in imports_of(tree):
         package, _, inside = name.partition(".")
-        if package != "autobatch":
+        if package != "autobatch" or inside == "demo.run.show":
             continue
         # `from module import name`, or `from package import module`.
         found.add(next((m for m in (inside, inside.rpartition(".")[0]) if m in MODULES), ""))
