@@ -71,17 +71,17 @@ class BatchMiddleware:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI wants it."""
         connection = _CONNECTIONS.get(scope["type"])
+        panel = self._panel
+        if panel is not None and connection is _Http and panel.serves(_path_of(scope)):
+            await _show(panel, scope, send)
+            return
         if connection is None or _MARK in scope:
             await self.app(scope, receive, send)
-            return
-        panel = self._panel
-        if panel is not None and connection is _Http and _path_of(scope) == panel.path:
-            await _show(panel, scope, send)
             return
         outer = open_scope()
         if outer is not None:
             await outer.astep_aside()
-        timed = self._server_timing
+        timed = self._server_timing and connection is _Http
         limits = self._max_commands, self._max_bytes
         own = own_scope(_name_of, scope, *limits, recorded=timed)
         scope[_MARK] = own
@@ -91,7 +91,9 @@ class BatchMiddleware:
 def _path_of(scope: MutableMapping[str, Any]) -> str:
     """Return the path inside the application, which may be mounted in another one."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    root: str = scope.get("root_path", "")
+    # Some servers leave out of the path what they were told that the application is mounted at.
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 async def _show(panel: Panel, scope: MutableMapping[str, Any], send: Send) -> None:

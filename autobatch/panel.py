@@ -11,8 +11,9 @@ from autobatch import report
 from autobatch.report import ScopeRecord
 from autobatch.waterfall import page
 
-# A request that a proxy sends on comes from elsewhere, however near the proxy is.
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+# A request that a proxy sends on comes from elsewhere, however near the proxy is. A proxy that
+# tells of nothing, and asks for "localhost", cannot be seen.
+_FORWARDED = frozenset({"cf-connecting-ip", "forwarded", "true-client-ip", "via", "x-real-ip"})
 _REFUSED = b"""This panel is for development: it answers clients on this machine only, asked for by
 the machine's own name (localhost), and not through a proxy. To open it to others, make it with
 Panel(allow=...).
@@ -38,20 +39,26 @@ def from_this_machine(client: str | None, headers: dict[str, str]) -> bool:
         client: its address, if the server tells.
         headers: of the request, by lower-case name.
     """
-    if client is None or any(name in headers for name in _FORWARDED):
+    if client is None or any(
+        name in _FORWARDED or name.startswith("x-forwarded-") for name in headers
+    ):
         return False
     return _is_loopback(client) and _names_this_machine(headers.get("host", ""))
 
 
 def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(address).is_loopback
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    # A socket of both families sees clients of IPv4 as ones of IPv6.
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
 def _names_this_machine(host: str) -> bool:
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    name = name.lower().removesuffix(".")
     return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
 
@@ -88,6 +95,10 @@ class Panel:
         self._scopes: collections.deque[ScopeRecord] = collections.deque(maxlen=limit)
         self._subscription = report.subscribe(on_scope=self._scopes.appendleft)
 
+    def serves(self, path: str) -> bool:
+        """Return whether a path, inside the application, is the panel's; a "/" may follow it."""
+        return path.rstrip("/") == self.path.rstrip("/")
+
     def close(self) -> None:
         """Hear of no scope any more."""
         self._subscription.cancel()
@@ -108,5 +119,6 @@ class Panel:
             status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"GET it.\n"
         else:
             status, kind, body = HTTPStatus.OK, "text/html", page(list(self._scopes))
+        more = {"Allow": "GET, HEAD"} if status is HTTPStatus.METHOD_NOT_ALLOWED else {}
         about = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
-        return status, _HEADERS | about, b"" if method == "HEAD" else body
+        return status, _HEADERS | about | more, b"" if method == "HEAD" else body

@@ -272,7 +272,8 @@ def server_timing(scope: ScopeRecord) -> str:
 
     Source of the form: https://www.w3.org/TR/server-timing/.
     """
-    flushes = list(scope.flushes)
+    # One may be on its way: of another thread, or of a task that was not awaited.
+    flushes = [flush for flush in scope.flushes.copy() if flush.finished]
     milliseconds = 1000 * sum(flush.duration for flush in flushes)
     commands = counted(sum(len(flush.commands) for flush in flushes), "command")
     round_trips = counted(sum(flush.round_trips for flush in flushes), "round trip")

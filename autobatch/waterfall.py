@@ -10,10 +10,11 @@ from importlib.resources import files
 from autobatch.advice import advise
 from autobatch.report import CommandRecord, FlushRecord, Reason, ScopeRecord, counted
 
-_WIDTH = 1000  # of the picture, in its own units
-_LANE = 16  # the height of a round trip's lane
-_AXIS = 18
-_SHOWN = 20  # commands of a flush; the rest are counted
+_WIDTH = 1000  # of the picture, in its own units: the browser stretches it
+_HEIGHT = 640  # of a picture with many lanes, in pixels
+_LANES = (16, 8, 4)  # the heights that a round trip's lane can have
+_FLUSHES = 160  # of a scope that are shown; the rest are counted, as for the next two
+_SHOWN = 20  # commands of a flush
 _CALLS = 200  # marks of calls in a lane
 
 
@@ -36,8 +37,9 @@ def page(scopes: Sequence[ScopeRecord]) -> bytes:
 <h1>Where the round trips went</h1>
 <p>The last {counted(len(scopes), "scope")}, the newest first: open one to see its round trips, what
 forced them, and what could have travelled together. <a href="">Look again</a></p>
-<p class="legend"><i></i>a round trip<i class="aside"></i>of a command that runs by itself
-<i class="bad"></i>with an error</p>
+<p class="legend"><span><i></i>a round trip</span>
+<span><i class="aside"></i>of a command that runs by itself</span>
+<span><i class="bad"></i>with an error</span></p>
 </header>
 {_HEAD if scopes else ""}{body}
 <footer>Names and keys are shown, values are never recorded.</footer>
@@ -46,9 +48,9 @@ forced them, and what could have travelled together. <a href="">Look again</a></
 
 
 _EMPTY = '<p class="empty">No scope has ended since the application started.</p>'
-_HEAD = """<summary class="head" role="presentation"><span>at</span><span>scope</span>
+_HEAD = """<div class="row head"><span>at</span><span>scope</span>
 <span class="number">time</span><span class="number">commands</span>
-<span class="number">round trips</span><span class="number">saved</span></summary>
+<span class="number">round trips</span><span class="number">saved</span></div>
 """
 
 
@@ -57,11 +59,18 @@ def _scope(scope: ScopeRecord) -> str:
     within = f' <span class="within">in {escape(scope.parent)}</span>' if scope.parent else ""
     failed = any(flush.errors for flush in scope.flushes)
     advice = "".join(f"<li>{escape(str(one))}</li>" for one in advise(scope))
+    flushes = list(scope.flushes)
+    more = ""
+    if len(flushes) > _FLUSHES:
+        more = f'<p class="place">and {len(flushes) - _FLUSHES} more</p>'
+        flushes = flushes[:_FLUSHES]
     return f"""<details>
-<summary><time>{at}</time><span class="name{" bad" * failed}">{escape(scope.name)}{within}</span>
+<summary class="row"><time>{at}</time>
+<span class="name{" bad" * failed}">{escape(scope.name)}{within}</span>
 <span class="number">{_ms(scope.duration)}</span><span class="number">{scope.commands}</span>
 <span class="number">{scope.round_trips}</span><span class="number">{_saved(scope)}</span></summary>
-{_picture(scope)}{f'<ul class="advice">{advice}</ul>' if advice else ""}{_table(scope.flushes)}
+{_picture(scope, flushes)}{f'<ul class="advice">{advice}</ul>' if advice else ""}
+{_table(flushes)}{more}
 </details>
 """
 
@@ -74,9 +83,8 @@ def _saved(scope: ScopeRecord) -> str:
     return f"{scope.saved}, ≈ {_ms(scope.saved * each)}"
 
 
-def _picture(scope: ScopeRecord) -> str:
-    """Return the round trips on a time axis, a lane each; a dot where a command was called."""
-    flushes = list(scope.flushes)
+def _picture(scope: ScopeRecord, flushes: Sequence[FlushRecord]) -> str:
+    """Return the round trips on a time axis, a lane each; a mark where a command was called."""
     if not flushes:
         return ""
     span = max([scope.closed, *(flush.finished for flush in flushes)]) - scope.opened
@@ -85,33 +93,30 @@ def _picture(scope: ScopeRecord) -> str:
     def x(moment: float) -> float:
         return round((moment - scope.opened) * scale, 2)
 
-    lanes = [_lane(flush, y, x) for y, flush in zip(range(0, 10**9, _LANE), flushes, strict=False)]
-    height = len(flushes) * _LANE
-    ticks = "".join(
-        f'<text x="{_WIDTH * part / 4:g}" y="{height + 13}" text-anchor="{anchor}">'
-        f"{_ms(span * part / 4)}</text>"
-        for part, anchor in ((0, "start"), (1, "middle"), (2, "middle"), (3, "middle"), (4, "end"))
-    )
+    lane = next((one for one in _LANES if one * len(flushes) <= _HEIGHT), _LANES[-1])
+    lanes = "".join(_lane(flush, at * lane, lane, x) for at, flush in enumerate(flushes))
+    axis = "".join(f"<span>{_ms(span * part / 4)}</span>" for part in range(5))
+    height = len(flushes) * lane
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height + _AXIS}" role="img" '
-        f'aria-label="the round trips of {_ms(span)}">{"".join(lanes)}{ticks}</svg>'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" height="{height}" preserveAspectRatio="none" '
+        f'role="img" aria-label="the round trips of {_ms(span)}">{lanes}</svg>'
+        f'<div class="axis" aria-hidden="true">{axis}</div>'
     )
 
 
-def _lane(flush: FlushRecord, y: int, x: Callable[[float], float]) -> str:
-    middle = y + _LANE / 2
-    kind = "bad" if flush.errors else "aside" if flush.reason is Reason.ALONE else ""
+def _lane(flush: FlushRecord, y: int, height: int, x: Callable[[float], float]) -> str:
+    middle = y + height / 2
+    kind = " bad" if flush.errors else " aside" if flush.reason is Reason.ALONE else ""
     start, end = x(flush.started), x(flush.finished)
-    called = sorted({x(command.called) for command in flush.commands})
-    dots = "".join(
-        f'<circle class="call" cx="{at}" cy="{middle}" r="1.6"/>' for at in called[:_CALLS]
-    )
+    called = sorted({x(command.called) for command in flush.commands}) or [start]
+    gap = height / 8
+    inner = f'y="{y + 1.5 * gap:g}" height="{height - 3 * gap:g}"'
+    marks = "".join(f'<rect class="call" x="{at}" width="1.5" {inner}/>' for at in called[:_CALLS])
     return (
         f"<g><title>{escape(_title(flush))}</title>"
-        f'<rect class="lane" y="{y + 1}" width="{_WIDTH}" height="{_LANE - 2}"/>'
-        f'<line class="wait" x1="{called[0]}" x2="{start}" y1="{middle}" y2="{middle}"/>{dots}'
-        f'<rect class="trip {kind}" x="{start}" y="{y + 3}" width="{max(2, end - start):.2f}" '
-        f'height="{_LANE - 6}" rx="1.5"/></g>'
+        f'<rect class="lane" y="{y + gap / 2:g}" width="{_WIDTH}" height="{height - gap:g}"/>'
+        f'<line class="wait" x1="{called[0]}" x2="{start}" y1="{middle:g}" y2="{middle:g}"/>{marks}'
+        f'<rect class="trip{kind}" x="{start}" width="{max(3, end - start):.2f}" {inner}/></g>'
     )
 
 
@@ -129,7 +134,9 @@ def _table(flushes: Iterable[FlushRecord]) -> str:
     rows = "".join(_row(number, flush) for number, flush in enumerate(flushes, 1))
     if not rows:
         return ""
-    return f"""<table><thead><tr><th class="number">#</th><th>why</th><th>commands</th>
+    return f"""<table><colgroup><col class="order"><col class="why"><col><col class="figure">
+<col class="figure"><col class="figure"></colgroup>
+<thead><tr><th class="number">#</th><th>why</th><th>commands</th>
 <th class="number">waited</th><th class="number">took</th><th class="number">bytes</th></tr></thead>
 <tbody>{rows}</tbody></table>"""
 

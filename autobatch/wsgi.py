@@ -66,11 +66,11 @@ class BatchMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, as WSGI wants it."""
+        panel = self._panel
+        if panel is not None and panel.serves(_text(environ.get("PATH_INFO", ""))):
+            return _show(panel, environ, start_response)
         if _MARK in environ:
             return self.app(environ, start_response)
-        panel = self._panel
-        if panel is not None and environ.get("PATH_INFO") == panel.path:
-            return _show(panel, environ, start_response)
         context = contextvars.copy_context()
         return context.run(self._respond, context, environ, start_response)
 
@@ -137,8 +137,11 @@ class _LateStart:
     def __call__(
         self, status: str, headers: list[tuple[str, str]], *exc_info: Any
     ) -> Callable[[bytes], object]:
-        if self._write is not None:  # it is too late: the server says so
-            return self._start_response(status, headers, *exc_info)
+        if self._write is not None:  # the server decides whether it is too late
+            self._write = self._start_response(status, headers, *exc_info)
+            return self.write
+        if self._given is not None and not any(exc_info):
+            raise AssertionError("start_response() was called twice, and without exc_info")
         self._given = status, headers, *exc_info
         return self.write
 
@@ -158,7 +161,13 @@ class _LateStart:
 
 
 def _name_of(environ: WSGIEnvironment) -> str:
-    return printable(f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}")
+    path = _text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    return printable(f"{environ.get('REQUEST_METHOD')} {path}")
+
+
+def _text(native: str) -> str:
+    """Return a text of the environment, which has its bytes as characters of Latin-1."""
+    return native.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _is_complete(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import shutil
 import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -14,6 +17,7 @@ from autobatch import report
 from autobatch.asgi import BatchMiddleware
 from autobatch.panel import Panel, from_this_machine
 from autobatch.wsgi import BatchMiddleware as WSGIBatchMiddleware
+from common import eventually, meanwhile
 
 LOCAL = {"host": "localhost:8000"}
 
@@ -44,6 +48,8 @@ def shown(panel, **options):
         ("127.0.0.1", {"host": "127.0.0.1"}, True),
         ("::1", {"host": "[::1]:8000"}, True),
         ("127.8.9.1", {"host": "shop.localhost"}, True),
+        ("::ffff:127.0.0.1", {"host": "LOCALHOST.:8000"}, True),
+        ("::ffff:192.168.0.7", {"host": "localhost"}, False),
         ("192.168.0.7", {"host": "localhost"}, False),
         ("127.0.0.1", {"host": "evil.example"}, False),  # its owner lets it lead here
         ("127.0.0.1", {"host": "localhost.evil.example"}, False),
@@ -51,6 +57,8 @@ def shown(panel, **options):
         ("127.0.0.1", {}, False),
         ("127.0.0.1", {"host": "localhost", "x-forwarded-for": "127.0.0.1"}, False),
         ("127.0.0.1", {"host": "localhost", "forwarded": "for=8.8.8.8"}, False),
+        ("127.0.0.1", {"host": "localhost", "x-forwarded-host": "shop.example"}, False),
+        ("127.0.0.1", {"host": "localhost", "via": "1.1 proxy"}, False),
         ("", {"host": "localhost"}, False),
         ("testclient", {"host": "localhost"}, False),
         (None, {"host": "localhost"}, False),  # a Unix socket
@@ -74,7 +82,8 @@ def test_others_may_see_it_where_the_program_says_so():
 
 
 def test_it_only_shows(panel):
-    assert panel.answer("POST", "127.0.0.1", LOCAL)[0] == 405
+    status, headers, _ = panel.answer("POST", "127.0.0.1", LOCAL)
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
     status, headers, body = panel.answer("HEAD", "127.0.0.1", LOCAL)
     assert (status, body) == (200, b"")
     assert int(headers["Content-Length"]) > 0
@@ -143,6 +152,42 @@ def test_many_commands_are_counted(panel, client):
     assert "and 10 more" in page
 
 
+def test_many_round_trips_are_counted(panel, client):
+    with autobatch.batch():
+        for number in range(170):
+            assert client.get(f"number:{number}") == None  # noqa: E711  # forces
+    page = shown(panel)
+    assert page.count('class="lane"') == page.count("forced (eq)") // 2 == 160
+    assert "and 10 more" in page
+
+
+def test_a_scope_without_round_trips_is_shown(panel):
+    with autobatch.batch():
+        pass
+    page = shown(panel)
+    assert "test_panel.py" in page
+    assert "<svg" not in page
+    assert "<table" not in page
+
+
+def test_it_is_shown_while_scopes_end_in_other_threads(panel, client):
+    """Nobody waits for anybody."""
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            with autobatch.batch():
+                client.get("a")
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(meanwhile(work))
+        stack.callback(stop.set)
+        eventually(lambda: "GET a" in shown(panel))
+        for _ in range(50):
+            assert "GET a" in shown(panel)
+
+
 def test_what_it_shows_is_escaped(panel, client):
     """Keys and paths may come from anywhere."""
     evil = "<script>alert(1)</script>"
@@ -179,7 +224,7 @@ def asgi_get(app, path, client=("127.0.0.1", 5), root_path="", host=b"localhost"
     return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
 
 
-def wsgi_get(app, path, client="127.0.0.1"):
+def wsgi_get(app, path, client="127.0.0.1", root=""):
     """Return the status and the body of a WSGI application's answer."""
     started = []
 
@@ -188,7 +233,8 @@ def wsgi_get(app, path, client="127.0.0.1"):
 
     environ = {
         "REQUEST_METHOD": "GET",
-        "PATH_INFO": path,
+        "SCRIPT_NAME": root,
+        "PATH_INFO": path.encode().decode("latin-1"),
         "REMOTE_ADDR": client,
         "HTTP_HOST": "localhost",
     }
@@ -226,10 +272,13 @@ def test_asgi_serves_it_at_its_path(panel, client):
     assert b"GET /page" in body
     assert b"INCRBY visits" in body
     assert b"response" in body
+    assert asgi_get(app, "/_panel/")[0] == 200
     assert asgi_get(app, "/sub/_panel", root_path="/sub")[0] == 200
+    assert asgi_get(app, "/_panel", root_path="/sub")[0] == 200  # as of an older uvicorn
+    assert asgi_get(app, "/sub/_panel", root_path="/su")[:2] == (200, b"visited")
     assert asgi_get(app, "/_panel", client=("10.0.0.1", 5))[0] == 403
     assert asgi_get(app, "/_panel", client=None)[0] == 403
-    assert client.get("visits") == "1"  # the panel's own requests do not reach the application
+    assert client.get("visits") == "2"  # the panel's own requests do not reach the application
 
 
 def test_wsgi_serves_it_at_its_path(panel, client):
@@ -241,6 +290,25 @@ def test_wsgi_serves_it_at_its_path(panel, client):
     assert b"INCRBY visits" in body
     assert wsgi_get(app, "/_panel", client="10.0.0.1")[0] == 403
     assert client.get("visits") == "1"
+
+
+@pytest.mark.filterwarnings("ignore::autobatch.errors.BlockingFlushWarning")
+def test_it_is_served_inside_another_middleware(panel, client):
+    """As that of a mounted application: the outer one batches, the inner one has the panel."""
+    app = BatchMiddleware(BatchMiddleware(application(client), panel=panel))
+    assert asgi_get(app, "/page")[:2] == (200, b"visited")
+    assert b"GET /page" in asgi_get(app, "/_panel")[1]
+    inner = WSGIBatchMiddleware(wsgi_application(client, lambda: [b"visited"]), panel=panel)
+    assert b"GET /page" in wsgi_get(WSGIBatchMiddleware(inner), "/_panel")[1]
+    assert client.get("visits") == "1"
+
+
+def test_wsgis_paths_are_read_as_they_were_asked_for(client):
+    panel = Panel("/übersicht")
+    app = WSGIBatchMiddleware(wsgi_application(client, lambda: [b"visited"]), panel=panel)
+    with contextlib.closing(panel):
+        wsgi_get(app, "/seite/ä", root="/unter")
+        assert "GET /unter/seite/ä" in wsgi_get(app, "/übersicht")[1].decode()
 
 
 @pytest.mark.parametrize("make", [BatchMiddleware, WSGIBatchMiddleware])
@@ -309,6 +377,101 @@ def test_server_timing_leaves_what_is_written_in_order(client):
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
     written += WSGIBatchMiddleware(app, server_timing=True)(environ, start_response)
     assert written == ["200 OK", b"first ", b"second"]
+
+
+def started_by(app):
+    """Return how a server was told of the responses of a WSGI application, and the body."""
+    told = []
+
+    def start_response(status, headers, exc_info=None):
+        told.append((status, dict(headers), exc_info))
+        return told.append
+
+    body = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, start_response)
+    with contextlib.closing(body) if hasattr(body, "close") else contextlib.nullcontext():
+        told.append(b"".join(body))
+    return told
+
+
+def test_server_timing_leaves_the_second_start_to_the_application(client):
+    """An error page in place of what was begun: WSGI's exc_info."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [("X-Page", "first")])
+        client.get("visits")
+        try:
+            raise ValueError("no page")  # noqa: TRY301  # as an application's inner part
+        except ValueError:
+            start_response("500 Sorry", [("X-Page", "second")], sys.exc_info())
+        return [b"sorry"]
+
+    (status, headers, exc_info), body = started_by(WSGIBatchMiddleware(app, server_timing=True))
+    assert (status, headers["X-Page"], body) == ("500 Sorry", "second", b"sorry")
+    assert "1 round trip" in headers["Server-Timing"]
+    assert exc_info[0] is ValueError
+
+
+def test_a_second_start_without_an_error_is_refused():
+    """As PEP 3333 demands of a server, also while the first one waits."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        start_response("404 Not Found", [])
+        return []
+
+    with pytest.raises(AssertionError, match="twice"):
+        started_by(WSGIBatchMiddleware(app, server_timing=True))
+
+
+def test_a_start_after_the_start_goes_to_the_server():
+    def app(environ, start_response):
+        write = start_response("200 OK", [])
+        write(b"one")
+        try:
+            raise ValueError("late")  # noqa: TRY301  # as an application's inner part
+        except ValueError:
+            start_response("500 Sorry", [], sys.exc_info())(b"two")
+        return []
+
+    told = started_by(WSGIBatchMiddleware(app, server_timing=True))
+    assert [one if isinstance(one, bytes) else one[0] for one in told] == [
+        "200 OK",
+        b"one",
+        "500 Sorry",
+        b"two",
+        b"",
+    ]
+
+
+def test_server_timing_has_what_is_finished(client):
+    """A flush may be on its way when an application starts to write the old way."""
+    scopes = []
+    with report.subscribe(on_scope=scopes.append), autobatch.batch():
+        bool(client.get("a"))
+        bool(client.get("b"))
+    (scope,) = scopes
+    scope.flushes[1].finished = 0.0  # as it is until then
+    name, duration, description = report.server_timing(scope).split(";")
+    assert (name, description) == ("redis", 'desc="1 command, 1 round trip"')
+    assert float(duration.removeprefix("dur=")) > 0
+
+
+@pytest.mark.filterwarnings("ignore::autobatch.errors.BlockingFlushWarning")
+def test_server_timing_of_a_websocket_records_nothing(client):
+    """There is no header to tell it in."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["autobatch.scope"].recorded)
+        client.get("a")
+        await send({"type": "websocket.accept"})
+
+    async def send(message):
+        seen.append(message)
+
+    scope = {"type": "websocket", "path": "/", "headers": []}
+    asyncio.run(BatchMiddleware(app, server_timing=True)(scope, None, send))
+    assert seen == [False, {"type": "websocket.accept"}]
 
 
 def test_a_response_without_commands_tells_nothing():
