@@ -455,13 +455,20 @@ _SAYS_NOTHING = (
 _PACKAGES = tuple(f"{pathlib.Path(path).parent}{os.sep}" for path in (redis.__file__, __file__))
 
 
+# They stand between a program and redis-py, whose methods they replace.
+_WATCHERS = re.compile(
+    r"(site|dist)-packages[/\\](ddtrace|newrelic|opentelemetry|sentry_sdk|wrapt)[/\\]"
+)
+
+
 class _InLibrary(dict[str, bool]):
     def __missing__(self, filename: str) -> bool:
-        answer = self[filename] = filename.startswith(_PACKAGES)
+        ours = filename.startswith(_PACKAGES) or _WATCHERS.search(filename) is not None
+        answer = self[filename] = ours
         return answer
 
 
-# Whether a file is of redis-py or autobatch.
+# Whether a file is of redis-py or autobatch, or of what watches redis-py.
 IN_LIBRARY = _InLibrary()
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import subprocess
+import sys
 import time
 
 import pytest
+import redis
 
 import autobatch
 from autobatch import report
@@ -48,13 +52,22 @@ class Collected:
     @property
     def metrics(self):
         """By name: attributes and value of each point; the sum of a histogram."""
-        data = self._reader.get_metrics_data()
         return {
-            metric.name: [
+            name: [
                 (dict(point.attributes), getattr(point, "value", None) or point.sum)
-                for point in metric.data.data_points
+                for point in points
             ]
-            for resource in data.resource_metrics
+            for name, points in self._points().items()
+        }
+
+    def bounds(self, name):
+        """Where the buckets of a histogram end."""
+        return self._points()[name][0].explicit_bounds
+
+    def _points(self):
+        return {
+            metric.name: metric.data.data_points
+            for resource in self._reader.get_metrics_data().resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
@@ -78,7 +91,7 @@ def test_a_batch_is_a_span(otel, client, proxy):
         client.set("a", 1)
         client.get("a")
     (span,) = otel.spans
-    assert span.name == "PIPELINE 0"
+    assert span.name == f"PIPELINE localhost:{proxy.port}"
     assert span.kind is SpanKind.CLIENT
     assert before <= span.start_time < span.end_time <= time.time_ns()
     attributes = dict(span.attributes)
@@ -121,8 +134,54 @@ def test_an_error_is_told_by_its_prefix(otel, client):
     (span,) = otel.spans
     assert span.status.status_code is StatusCode.ERROR
     assert span.attributes["db.response.status_code"] == "WRONGTYPE"
-    assert span.attributes["error.type"] == "ResponseError"
+    assert span.attributes["error.type"] == "WRONGTYPE"
     assert "secret" not in span.to_json()
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "kind"),
+    [
+        (("INCR", "text"), "ERR", "ERR"),  # redis-py takes the prefix away
+        (("SET", "text", "value", "NX", "XX"), "ERR", "ERR"),
+        (
+            ("EVAL", "return redis.error_reply('X' .. 'X is no prefix')", "0"),
+            None,
+            "redis.exceptions.ResponseError",
+        ),
+        (("EVALSHA", "0" * 40, "0"), "NOSCRIPT", "NOSCRIPT"),
+        (("XGROUP", "CREATE", "stream", "group", "0"), "BUSYGROUP", "BUSYGROUP"),
+    ],
+)
+def test_prefixes_are_the_servers(otel, client, plain, command, status, kind):
+    """A text that begins with a word in capitals has no prefix of that name."""
+    plain.set("text", "a")
+    plain.xgroup_create("stream", "group", mkstream=True)
+    with autobatch.batch(), contextlib.suppress(redis.ResponseError):  # NOSCRIPT comes at once
+        assert client.execute_command(*command).exception()
+    span = otel.spans[-1]
+    assert span.attributes.get("db.response.status_code") == status
+    assert span.attributes["error.type"] == kind
+
+
+def test_a_lost_connection_is_told_by_its_class(otel, client, proxy):
+    with autobatch.batch():
+        value = client.incr("a")
+        proxy.arm(autobatch.testing.Cut(reply=0))
+        assert value.exception()
+    assert otel.spans[-1].attributes["error.type"] == "autobatch.errors.OutcomeUnknown"
+    assert "db.response.status_code" not in otel.spans[-1].attributes
+
+
+def test_keys_are_told_where_they_are_asked_for(client):
+    collected = Collected()
+    with (
+        opentelemetry.install(tracer_provider=collected.tracers, query_text=True),
+        autobatch.batch(),
+    ):
+        client.set("user:1", "a secret")
+        client.get("user:1")
+    (span,) = collected.spans
+    assert span.attributes["db.query.text"] == "SET user:1; GET user:1"
 
 
 def test_the_line_that_forced_it_is_told(otel, client):
@@ -178,6 +237,8 @@ def test_metrics(otel, client, proxy):
         ({"autobatch.reason": "end"}, 2),
         ({"autobatch.reason": "alone"}, 1),
     ]
+    assert otel.bounds("db.client.operation.duration")[:2] == (0.001, 0.005)
+    assert otel.bounds("autobatch.batch.size")[:2] == (1, 2)
     assert counted["autobatch.round_trips"] == [
         ({"autobatch.reason": "end"}, 1),
         ({"autobatch.reason": "alone"}, 1),
@@ -302,6 +363,49 @@ def test_sentry_tells_requests_apart(events, server):
     assert {event["message"]: crumbs(event) for event in events} == {
         name: [f"GET {name}", "ECHO"] for name in ("a", "b", "c")
     }
+
+
+SENTRY_WITH_ITS_OWN = """
+import sys
+import autobatch
+import sentry_sdk
+from autobatch import report
+from autobatch.integrations import sentry
+from sentry_sdk.integrations.redis import RedisIntegration
+
+class Transport(sentry_sdk.transport.Transport):
+    def capture_envelope(self, envelope):
+        event = envelope.get_event()
+        if event is not None:
+            print([crumb["message"] for crumb in event["breadcrumbs"]["values"]])
+
+sentry_sdk.init(
+    "http://key@127.0.0.1:9/1",
+    transport=Transport,
+    default_integrations=False,
+    integrations=[RedisIntegration()],
+    traces_sample_rate=1.0,
+)
+with autobatch.Redis(port=int(sys.argv[1])) as client, sentry.install():
+    with report.subscribe(lambda flush: print(flush.place and flush.place.file)):
+        client.get("lone")
+        with autobatch.batch():
+            client.get("a")
+    sentry_sdk.capture_message("look")
+"""
+
+
+def test_sentrys_own_breadcrumbs_are_not_doubled(server):
+    """Its integration, which it switches on by itself, sees lone commands; it patches redis-py."""
+    done = subprocess.run(
+        [sys.executable, "-c", SENTRY_WITH_ITS_OWN, str(server)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    # The place is the program's, not where Sentry stands in between.
+    assert done.stdout.splitlines() == ["<string>", "None", str(["GET 'lone'", "GET a"])]
 
 
 # ---- redis-py's own metrics --------------------------------------------------------------

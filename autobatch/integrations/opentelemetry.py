@@ -14,6 +14,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from autobatch import report
 from autobatch.integrations.telemetry import (
     epoch_nanoseconds,
+    error_type_of,
     failed_command,
     operation_of,
     server_of,
@@ -22,6 +23,10 @@ from autobatch.integrations.telemetry import (
 from autobatch.report import CommandRecord, FlushRecord, Subscription
 
 _NAME = "autobatch"
+# What the conventions want; without it the SDK's own buckets begin at 5 seconds.
+_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000)
+_SHOWN = 50  # commands in db.query.text
 
 
 def install(
@@ -29,6 +34,7 @@ def install(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
     lone_commands: bool = True,
+    query_text: bool = False,
 ) -> Subscription:
     """Report every flush as a span, and its figures as metrics.
 
@@ -41,37 +47,59 @@ def install(
         meter_provider: makes the meter; by default the global one.
         lone_commands: report commands of synchronous clients outside scopes, too. Leave that to
             opentelemetry-instrumentation-redis if you have it.
+        query_text: tell the names and keys of the commands in `db.query.text`, never values.
 
     Returns:
         The subscription, to be cancelled.
+
+    `error.type` is the prefix of the server's error, such as "WRONGTYPE", or the full name of the
+    exception. `db.namespace` is the number of the database that the client was made with.
     """
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
-    return _Reporter(tracer, meter, lone_commands=lone_commands).subscription
+    return _Reporter(tracer, meter, lone_commands=lone_commands, query_text=query_text).subscription
 
 
 class _Reporter:
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter, *, lone_commands: bool) -> None:
+    def __init__(
+        self, tracer: trace.Tracer, meter: metrics.Meter, *, lone_commands: bool, query_text: bool
+    ) -> None:
         self._tracer = tracer
         self._lone_commands = lone_commands
+        self._query_text = query_text
         self._duration = meter.create_histogram(
-            "db.client.operation.duration", "s", "Duration of database client operations."
+            "db.client.operation.duration",
+            "s",
+            "Duration of database client operations.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
         )
-        self._commands = meter.create_counter("autobatch.commands", "{command}")
-        self._round_trips = meter.create_counter("autobatch.round_trips", "{round_trip}")
-        self._size = meter.create_histogram("autobatch.batch.size", "{command}")
+        self._commands = meter.create_counter(
+            "autobatch.commands", "{command}", "Commands that were sent."
+        )
+        self._round_trips = meter.create_counter(
+            "autobatch.round_trips", "{round_trip}", "How often the network was waited for."
+        )
+        self._size = meter.create_histogram(
+            "autobatch.batch.size",
+            "{command}",
+            "Commands of a batch.",
+            explicit_bucket_boundaries_advisory=_SIZES,
+        )
         self.subscription = report.subscribe(self._flushed, on_call=otel_context.get_current)
 
     def _flushed(self, flush: FlushRecord) -> None:
         if flush.through_redis_py and not self._lone_commands:
             return
         attributes = _attributes_of(flush)
+        details = _details_of(flush)
+        if self._query_text:
+            details["db.query.text"] = "; ".join(map(str, flush.commands[:_SHOWN]))
         parent = flush.contexts.get(self.subscription)
         span = self._tracer.start_span(
             _span_name(attributes),
             parent,
             SpanKind.CLIENT,
-            {**attributes, **_details_of(flush)},
+            {**attributes, **details},
             self._links(flush.commands, parent),
             epoch_nanoseconds(flush.started),
         )
@@ -90,8 +118,10 @@ class _Reporter:
         spans: list[Span] = [
             trace.get_current_span(command.contexts.get(self.subscription)) for command in commands
         ]
-        contexts = {span.get_span_context().span_id: span.get_span_context() for span in spans}
-        contexts.pop(trace.get_current_span(parent).get_span_context().span_id, None)
+        found = [span.get_span_context() for span in spans]
+        contexts = {(context.trace_id, context.span_id): context for context in found}
+        around = trace.get_current_span(parent).get_span_context()
+        contexts.pop((around.trace_id, around.span_id), None)
         return [Link(context) for context in contexts.values() if context.is_valid]
 
 
@@ -109,9 +139,7 @@ def _attributes_of(flush: FlushRecord) -> dict[str, str | int]:
             attributes["db.namespace"] = server.database
     failed = failed_command(flush)
     if failed is not None:
-        attributes["error.type"] = (
-            "unknown" if failed.error_type is None else failed.error_type.__qualname__
-        )
+        attributes["error.type"] = error_type_of(failed)
         status = status_of(failed)
         if status is not None:
             attributes["db.response.status_code"] = status
@@ -137,6 +165,8 @@ def _details_of(flush: FlushRecord) -> dict[str, str | int]:
 
 
 def _span_name(attributes: dict[str, str | int]) -> str:
-    operation = str(attributes["db.operation.name"])
-    namespace = attributes.get("db.namespace")
-    return operation if namespace is None else f"{operation} {namespace}"
+    """Return the operation and its target: for Redis that is the server, not the namespace."""
+    name = str(attributes["db.operation.name"])
+    if "server.port" in attributes:
+        name += f" {attributes['server.address']}:{attributes['server.port']}"
+    return name

@@ -15,11 +15,16 @@ _SHOWN = 20
 def install() -> Subscription:
     """Leave a breadcrumb for every flush, with its commands' names and keys, and what forced it.
 
+    Commands of synchronous clients outside scopes are left to Sentry's own integration of Redis,
+    which leaves breadcrumbs of them, where it is active.
+
     Returns:
         The subscription, to be cancelled.
     """
 
     def flushed(flush: FlushRecord) -> None:
+        if flush.through_redis_py and sentry_sdk.get_client().get_integration("redis") is not None:
+            return
         # It may end in the event loop, but belongs to the request that has caused it.
         context = flush.contexts.get(subscription) or contextvars.copy_context()
         context.copy().run(_leave, flush)

@@ -1,6 +1,6 @@
 """What flushes are called by the database conventions of OpenTelemetry.
 
-Source: https://opentelemetry.io/docs/specs/semconv/database/redis/ and .../database-spans/.
+Source: https://opentelemetry.io/docs/specs/semconv/db/redis/ and .../db/database-spans/.
 """
 
 from __future__ import annotations
@@ -9,9 +9,32 @@ import re
 import time
 from typing import NamedTuple
 
+from redis import exceptions
+
 from autobatch.report import CommandRecord, FlushRecord
 
-_STATUS = re.compile(r"[A-Z][A-Z0-9_]+\b")
+# What redis-py leaves of the prefixes of errors: the others it turns into classes. Words in
+# capitals begin other texts, too ("DB index is out of range"), whose "ERR" it has taken away.
+_PREFIXES_TABLE = """
+BUSY BUSYGROUP BUSYKEY DENIED INPROG IOERR MISCONF NOGOODSLAVE NOGROUP NOMASTERLINK NOPROTO
+NOQUORUM NOREPLICAS NOTBUSY UNBLOCKED UNKILLABLE WRONGTYPE
+"""
+_PREFIXES = frozenset(_PREFIXES_TABLE.split())
+_PREFIX_OF_CLASS: dict[type[BaseException] | None, str] = {
+    exceptions.AskError: "ASK",
+    exceptions.BusyLoadingError: "LOADING",
+    exceptions.ClusterCrossSlotError: "CROSSSLOT",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.ExecAbortError: "EXECABORT",
+    exceptions.MasterDownError: "MASTERDOWN",
+    exceptions.MovedError: "MOVED",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.NoScriptError: "NOSCRIPT",
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.TryAgainError: "TRYAGAIN",
+}
+_CAPITALS = re.compile(r"[A-Z][A-Z0-9_]+\b")
 
 
 class Server(NamedTuple):
@@ -52,10 +75,23 @@ def failed_command(flush: FlushRecord) -> CommandRecord | None:
 
 
 def status_of(command: CommandRecord) -> str | None:
-    """Return the prefix of a server's error, such as "WRONGTYPE", if it has one."""
+    """Return the prefix of a server's error, such as "WRONGTYPE", if it can be told."""
+    if command.error_type is not exceptions.ResponseError:
+        return _PREFIX_OF_CLASS.get(command.error_type)
     _, _, text = (command.error or "").partition(": ")
-    found = _STATUS.match(text)
-    return found[0] if found else None
+    found = _CAPITALS.match(text)
+    if found is None:
+        return "ERR"
+    return found[0] if found[0] in _PREFIXES else None
+
+
+def error_type_of(command: CommandRecord) -> str:
+    """Return what a command failed with: a server's prefix, or the full name of a class."""
+    status = status_of(command)
+    if status is not None:
+        return status
+    kind = command.error_type
+    return "_OTHER" if kind is None else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def epoch_nanoseconds(moment: float) -> int:
