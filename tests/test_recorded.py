@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import stat
 import subprocess
 import sys
 
@@ -11,10 +14,12 @@ import redis
 
 import autobatch
 from autobatch import report
+from autobatch.command import Travel, traits_of
 from autobatch.recorded import Arguments, Recorder, load
 from autobatch.recorded.file import Unreadable
-from autobatch.recorded.masking import Mask
+from autobatch.recorded.masking import Mask, told_of
 from autobatch.recorded.replay import CannotReplay, replay
+from common import meanwhile
 
 SECRET = "a secret text"
 INCREMENT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
@@ -123,6 +128,60 @@ def test_memory_is_not_kept_by_scopes_that_have_ended(client, path):
         assert not recorder._begun
 
 
+def test_only_its_owner_can_read_it(client, path):
+    record(client, path, "values")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_was_done_is_written_at_once(client, path):
+    """So that it is there when the program is killed."""
+    with Recorder(path), autobatch.batch():
+        assert client.get("a") == None  # noqa: E711  # forces
+        assert [str(flush.commands[0]) for flush in load(path).flushes] == ["GET a"]
+
+
+FORKING = """
+import os
+import sys
+import autobatch
+from autobatch.recorded import Recorder
+
+with autobatch.Redis(port=int(sys.argv[1])) as client, Recorder(sys.argv[2]):
+    client.get("parent")
+    child = os.fork()
+    with autobatch.batch():
+        client.get("both")
+    if child:
+        os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_is_not_recorded(server, path):
+    """Its scopes have the numbers of its parent's."""
+    subprocess.run([sys.executable, "-W", "error", "-c", FORKING, str(server), path], check=True)
+    commands = [str(command) for flush in load(path).flushes for command in flush.commands]
+    assert commands == ["GET parent", "GET both"]
+
+
+def test_threads_write_whole_lines(client, path):
+    def work():
+        for number in range(50):
+            visit_quietly(client, number)
+
+    def visit_quietly(client, number):
+        with autobatch.batch():
+            client.set(f"user:{number}", SECRET)
+            assert client.get(f"user:{number}") == SECRET
+
+    with Recorder(path), contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(meanwhile(work))
+    run = load(path)
+    assert [scope.commands for scope in run.scopes] == [2] * 200
+    assert len(run.flushes) == 200
+
+
 def test_an_unfinished_line_does_not_count(client, path):
     """As when the program was killed."""
     record(client, path, "none")
@@ -159,17 +218,121 @@ def test_unknown_arguments_are_refused(path):
         (("ZRANGEBYLEX", "key", "[a", "-", "LIMIT", 0, 5), {0, 1, 3, 4, 5, 6}),
         (("XADD", "key", "*", "field", b"value"), {0, 1, 2}),
         (("EVAL", "return 1", 1, "key", "value"), {0, 1, 2, 3}),
-        (("MSET", "a", "value", "b", "15"), {0, 1, 3, 4}),
+        (("MSET", "a", "value", "b", "1"), {0, 1, 3, 4}),
+        (("SORT", "key", "BY", "weight_*", "LIMIT", 0, 5, "GET", "#"), {0, 1, 2, 4, 5, 6, 7, 8}),
+        (("XRANGE", "key", "(1-1", "+", "COUNT", "2"), {0, 1, 2, 3, 4, 5}),
+        (("LPUSH", "key", "555-1234", "u8"), {0, 1}),
+        (("GEOADD", "key", "NX", 1.5, 2.5, "member"), {0, 1, 2, 3, 4}),
+        (("GEOSEARCH", "key", "FROMLONLAT", 1, 2, "BYRADIUS", 3, "km", "ASC"), set(range(9))),
+        (("JSON.SET", "key", "$", '{"a": "secret"}'), {0, 1, 2}),
+        (("HSETEX", "key", "EX", 10, "FIELDS", 1, "field", "value"), {0, 1, 2, 3, 4, 5}),
+        (("SET", "key", "value", "IFEQ", "other"), {0, 1, 3}),
+        (("FUNCTION", "LOAD", "REPLACE", "#!lua name=lib"), {0, 1, 2, 3}),
+        (("FCALL", "function", 1, "key", "value"), {0, 1, 2, 3}),
+        (("FOO", "what", "this", "is"), {0}),
         (("BITFIELD", "key", "SET", "u8", "0", "255"), {0, 1, 2, 3, 4, 5}),
         (("SET", b"key", b"\xff\xfe"), {0, 1}),
     ],
 )
 def test_stand_ins(args, kept):
     """Keys, options and numbers stay; other values are replaced by ones of the same length."""
-    masked = Mask().arguments(args[0], args)
+    name = " ".join(args[:2]) if args[0] == "FUNCTION" else args[0]
+    masked = Mask().arguments(name, args)
     assert {number for number, arg in enumerate(masked) if arg == args[number]} == kept
     for number in set(range(len(args))) - kept:
         assert len(masked[number]) == max(16, len(args[number]))
+
+
+@pytest.mark.parametrize(
+    ("args", "at"),
+    [
+        (("SET", "pin", "482913"), 2),
+        (("SET", "pin", 482913), 2),
+        (("SETEX", "phone", 60, "+4915112345678"), 3),
+        (("HSET", "user", "1815", "0042"), 3),
+        (("MSET", "a", "4111111111111111"), 2),
+        (("SADD", "users", b"12.50"), 2),
+        (("LPUSH", "key", -17.25), 2),
+    ],
+)
+def test_numbers_that_are_values_are_replaced(args, at):
+    """By numbers of the same form, so that INCR can still count, and of as many digits."""
+    masked = Mask().arguments(args[0], args)
+    assert masked[:at] == args[:at]
+    old, new = (
+        one.decode() if isinstance(one, bytes) else str(one) for one in (args[at], masked[at])
+    )
+    assert float(new)
+    assert [char.isdigit() for char in old] == [char.isdigit() for char in new] or "." in old
+    assert (old.lstrip("+-")[0] == "0") is (new.lstrip("+-")[0] == "0")
+    if len(old) > 5:  # two digits may come out as they were
+        assert old != new
+
+
+@pytest.mark.parametrize("digits", [2, 3])
+def test_different_numbers_stay_different(digits):
+    numbers = [str(number) for number in range(10 ** (digits - 1), 10**digits)]
+    masked = Mask().arguments("SADD", ("SADD", "key", *numbers))[2:]
+    assert sorted(masked) == numbers
+    assert list(masked) != numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("AUTH", False),
+        ("ACL SETUSER", False),
+        ("CONFIG SET", False),
+        ("CLIENT SETNAME", False),
+        ("HELLO", False),
+        ("MIGRATE", False),
+        ("MODULE LOADEX", False),
+        ("SENTINEL SET", False),
+        ("SET", True),
+        ("CLIENTS", True),
+    ],
+)
+def test_what_is_never_told_of(name, told):
+    assert told_of(name) is told
+
+
+def test_packed_values_have_no_stand_ins():
+    assert Mask().arguments("RESTORE", ("RESTORE", "key", 0, b"\x00")) is None
+
+
+def test_options_are_the_servers(raw):
+    """Every word of the syntax of what can be recorded is known, and those that are stay as is."""
+    with redis.Redis(
+        port=raw.connection_pool.connection_kwargs["port"], decode_responses=True, protocol=2
+    ) as client:
+        docs = client.execute_command("COMMAND DOCS")
+    words = set()
+
+    def fields(pairs):
+        return pairs if isinstance(pairs, dict) else dict(zip(pairs[::2], pairs[1::2], strict=True))
+
+    def walk(name, about):
+        about = fields(about)
+        for subcommand, more in fields(about.get("subcommands") or {}).items():
+            walk(subcommand.replace("|", " "), more)
+        if told_of(name.upper()) and can_wait(name.upper()):
+            collect(about.get("arguments") or ())
+
+    def collect(arguments):
+        for argument in map(fields, arguments):
+            words.add(argument.get("token", "").upper())
+            collect(argument.get("arguments") or ())
+
+    def can_wait(name):
+        args = tuple(name.split())
+        return traits_of(args).travel_of(args) is Travel.BATCHED
+
+    for name, about in fields(docs).items():
+        walk(name, about)
+    words -= {"", "REDIS", "AUTH", "AUTH2", "KEYS"}
+    assert len(words) > 100
+    masked = Mask().arguments("FOO", ("FOO", *sorted(words)))[1:]
+    assert {word for word in words if word not in masked} == set()
 
 
 def test_stand_ins_of_equal_values_are_equal():

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import enum
 import json
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import IO, Any, Self
 
 from autobatch import report
 from autobatch.errors import AutobatchError
-from autobatch.recorded.masking import Mask
+from autobatch.recorded.masking import Mask, told_of
 from autobatch.report import CommandRecord, FlushRecord, Place, Reason, ScopeRecord
 
 _FORMAT = 1
@@ -26,9 +27,9 @@ class Arguments(enum.StrEnum):
     NONE = "none"
     """Their names and keys alone: it cannot be replayed."""
     MASKED = "masked"
-    """Keys, numbers, options and scripts; stand-ins of the same length for all other values."""
+    """Keys, options, scripts, and numbers such as scores and counts; stand-ins for all values."""
     VALUES = "values"
-    """Everything, but for commands such as AUTH and CONFIG. The file is as secret as the data."""
+    """Everything, but of commands such as AUTH and CONFIG. The file is as secret as the data."""
 
 
 class Unreadable(AutobatchError):
@@ -38,7 +39,9 @@ class Unreadable(AutobatchError):
 class Recorder:
     """Writes what the flushes of a program do to a file, until `close()` or the end of a block.
 
-    Scopes that are open when it is made are not recorded.
+    Scopes that are open when it is made are not recorded, nor are processes that are forked: each
+    makes a recorder of its own, with a file of its own. Each line is written at once, so what a
+    process did until it was killed is in the file, which only its owner can read.
     """
 
     def __init__(self, path: str | Path, *, arguments: Arguments | str = Arguments.NONE) -> None:
@@ -56,13 +59,18 @@ class Recorder:
         self._mask = Mask()
         self._begun: set[int] = set()  # the numbers of scopes that the file names
         self._lock = threading.Lock()
-        self._file: IO[str] = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  # until close()
+        self._process = os.getpid()
+        self._file: IO[str] = open(  # noqa: SIM115  # until close()
+            path, "w", buffering=1, encoding="utf-8", opener=_private
+        )
         self._write({"autobatch": _FORMAT, "arguments": self._arguments})
         self._subscription = report.subscribe(
             self._flushed, on_scope=self._ended, arguments=self._arguments is not Arguments.NONE
         )
 
     def _flushed(self, flush: FlushRecord) -> None:
+        if os.getpid() != self._process:
+            return
         with self._lock:
             scope = flush.scope
             if scope.number not in self._begun:
@@ -71,6 +79,8 @@ class Recorder:
             self._write({"flush": scope.number, **self._flush_fields(flush)})
 
     def _ended(self, scope: ScopeRecord) -> None:
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if scope.number in self._begun:
                 self._begun.discard(scope.number)
@@ -93,10 +103,11 @@ class Recorder:
         fields = {name: getattr(command, name) for name in _COMMAND_FIELDS}
         fields["place"] = _place_fields(command.place)
         args = command.arguments
-        if args is not None and self._arguments is not Arguments.NONE:
-            masked = self._mask.arguments(command.name, args)
-            kept = args if self._arguments is Arguments.VALUES else masked
-            fields["arguments"] = None if masked is None else [_as_json(arg) for arg in kept or ()]
+        if args is None or self._arguments is Arguments.NONE or not told_of(command.name):
+            return fields
+        if self._arguments is Arguments.MASKED:
+            args = self._mask.arguments(command.name, args)
+        fields["arguments"] = None if args is None else [_as_json(arg) for arg in args]
         return fields
 
     def _write(self, fields: dict[str, Any]) -> None:
@@ -198,6 +209,10 @@ def _command_of(fields: dict[str, Any]) -> CommandRecord:
     if arguments is not None:
         command.arguments = tuple(map(_from_json, arguments))
     return command
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _scope_fields(scope: ScopeRecord) -> dict[str, Any]:
