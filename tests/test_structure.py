@@ -79,6 +79,7 @@ ORDER = [
     "recorded.masking",
     "recorded.file",
     "recorded.terminal",
+    "recorded.steady",
     "recorded.replay",
     "recorded.cli",
     "recorded",

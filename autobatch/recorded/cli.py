@@ -99,8 +99,8 @@ def _told(outcome: Outcome) -> str:
     lines += [f"{number} left out: {why}" for why, number in reasons.items()]
     for one in outcome.differences[:_SHOWN]:
         lines.append(f"differs: {one.command}: {one.eager!r}, batched {one.batched!r}")
-    for key, (eager, batched) in list(outcome.keys.items())[:_SHOWN]:
-        lines.append(f"key {key!r} differs: {eager!r}, batched {batched!r}")
+    for (server, key), (eager, batched) in list(outcome.keys.items())[:_SHOWN]:
+        lines.append(f"key {key!r} of {server} differs: {eager!r}, batched {batched!r}")
     hidden = max(0, len(outcome.differences) - _SHOWN) + max(0, len(outcome.keys) - _SHOWN)
     if hidden:
         lines.append(f"and {hidden} more differences")

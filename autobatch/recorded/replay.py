@@ -1,13 +1,16 @@
 """Replaying a recorded run, one command at a time and in batches, and comparing what comes of it.
 
-Commands run in the order in which they were sent, whatever scopes and threads they came from.
+Commands run in the order in which they were sent, whatever scopes and threads they came from. Each
+server and database of the run has a database of one server.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import redis
@@ -18,12 +21,14 @@ from autobatch.command import Travel, traits_of
 from autobatch.errors import AutobatchError
 from autobatch.future import unwrap
 from autobatch.recorded.file import Run
-from autobatch.report import CommandRecord, FlushRecord
+from autobatch.recorded.steady import Doubts, Ids, Tips, tips_of
+from autobatch.report import CommandRecord
 
 # Commands that belong together: alone, or as one transaction.
 _Step: TypeAlias = list[CommandRecord]
-# What a server of Redis has, by key: the type, whether it expires, and the value.
-Keyspace: TypeAlias = dict[bytes, tuple[bytes, bool, Any]]
+_Flush: TypeAlias = list[_Step]
+# What servers of Redis have, by server and key: the type, whether it expires, and the value.
+Keyspace: TypeAlias = dict[tuple[str, bytes], tuple[bytes, bool, Any]]
 
 
 class CannotReplay(AutobatchError):
@@ -55,9 +60,9 @@ class Outcome:
         eager_seconds, batched_seconds: what each way took.
         eager_round_trips, batched_round_trips: and how often it waited.
         differences: the replies that differ.
-        may_differ: how many of the commands may reply with something else each time, such as TIME;
-            their replies are not compared.
-        keys: the keys that differ in the end, with what each way left there.
+        may_differ: how many of the commands may reply with something else each time, such as TIME,
+            or look at what such commands, or a clock, have written: nothing of that is compared.
+        keys: the keys that differ in the end, by server, with what each way left there.
     """
 
     commands: int
@@ -68,7 +73,7 @@ class Outcome:
     batched_round_trips: int
     differences: list[Difference]
     may_differ: int
-    keys: dict[bytes, tuple[Any, Any]]
+    keys: dict[tuple[str, bytes], tuple[Any, Any]]
 
     @property
     def same(self) -> bool:
@@ -76,95 +81,162 @@ class Outcome:
         return not self.differences and not self.keys
 
 
+@dataclasses.dataclass
+class _Way:
+    """What came of one way to run it."""
+
+    seconds: float
+    round_trips: int
+    replies: list[list[Any]]  # of each step
+    keys: Keyspace
+
+
 def replay(run: Run, client: redis.Redis) -> Outcome:
     """Run what was recorded twice on an empty server, and empty that again.
 
     Args:
         run: recorded with arguments, "masked" or "values".
-        client: of the server; it must not decode responses.
+        client: of the server; other databases than its own are used if the run needs several.
 
     Raises:
-        CannotReplay: the server is not empty, or the run tells of no arguments.
+        CannotReplay: the server is not empty, or has too few databases, or the run tells of no
+            arguments.
         redis.RedisError: the server does not answer.
     """
-    if client.dbsize():
-        raise CannotReplay("the server has keys: a replay needs an empty one, which it empties")
+    _refuse_what_is_not_empty(client)
     left_out: list[tuple[CommandRecord, str]] = []
-    flushes = [_steps_of(flush, left_out) for flush in run.flushes]
-    flushes = [steps for steps in flushes if steps]
+    flushes = _flushes_of(run, left_out)
     if not flushes:
         raise CannotReplay(
             "the run tells of no arguments: record it with arguments='masked', or 'values'"
         )
-    unsteady = _unsteady_commands(client)
-    eager_seconds, eager, eager_keys = _measured(client, _run_eagerly, flushes)
-    batched_seconds, batched, batched_keys = _measured(client, _run_batched, flushes)
-    commands = [command for steps in flushes for step in steps for command in step]
-    compared = [
-        (command, one, other)
-        for command, one, other in zip(commands, eager, batched, strict=True)
-        if command.name not in unsteady
-    ]
+    steps = [step for flush in flushes for step in flush]
+    commands = [command for step in steps for command in step]
+    names = list(dict.fromkeys(command.server for command in commands))
+    tips = tips_of(client)
+    began = time.time()
+    with contextlib.ExitStack() as stack:
+        databases = _databases(client, names, stack)
+        eager = _measured(databases, _run_eagerly, flushes)
+        batched = _measured(databases, _run_batched, flushes)
+    doubts = Doubts(tips, began, time.time())
+    doubtful = [[doubts.of(command) for command in step] for step in steps]
     return Outcome(
         len(commands),
         left_out,
-        eager_seconds,
-        batched_seconds,
-        sum(len(steps) for steps in flushes),
-        len(flushes),
+        eager.seconds,
+        batched.seconds,
+        eager.round_trips,
+        batched.round_trips,
         [
-            Difference(command, one, other)
-            for command, one, other in compared
-            if _comparable(command, one) != _comparable(command, other)
+            difference
+            for compared in zip(steps, doubtful, eager.replies, batched.replies, strict=True)
+            for difference in _differences(tips, *compared)
         ],
-        len(commands) - len(compared),
+        sum(map(sum, doubtful)),
         {
-            key: (eager_keys.get(key), batched_keys.get(key))
-            for key in sorted(eager_keys.keys() | batched_keys.keys())
-            if eager_keys.get(key) != batched_keys.get(key)
+            key: (eager.keys.get(key), batched.keys.get(key))
+            for key in sorted((eager.keys.keys() | batched.keys.keys()) - doubts.keys)
+            if eager.keys.get(key) != batched.keys.get(key)
         },
     )
 
 
-def _steps_of(flush: FlushRecord, left_out: list[tuple[CommandRecord, str]]) -> list[_Step]:
-    """Return what to run of a flush; note what is left out, and why."""
-    steps: list[_Step] = []
-    transaction = None
-    for command in flush.commands:
-        args = command.arguments
-        if not args:
-            left_out.append((command, "its arguments were not recorded"))
-        elif traits_of(args).travel_of(args) is Travel.ALONE:
-            left_out.append((command, "it blocks, or changes its connection"))
-        elif command.transaction is not None and command.transaction == transaction:
-            steps[-1].append(command)
-        else:
-            steps.append([command])
+def _refuse_what_is_not_empty(client: redis.Redis) -> None:
+    # FLUSHALL empties all databases, not only the client's.
+    if any(name.startswith("db") for name in client.info("keyspace")):
+        raise CannotReplay("the server has keys: a replay needs an empty one, which it empties")
+    with contextlib.suppress(redis.ResponseError):  # an old server has no functions
+        if client.function_list():
+            raise CannotReplay("the server has functions: a replay needs an empty one")
+
+
+def _flushes_of(run: Run, left_out: list[tuple[CommandRecord, str]]) -> list[_Flush]:
+    """Return what to run; note what is left out, and why."""
+    ids = Ids()
+    flushes: list[_Flush] = []
+    for flush in run.flushes:
+        steps: _Flush = []
+        transaction = None
+        for command in flush.commands:
+            why = _why_left_out(command)
+            if why is not None:
+                left_out.append((command, why))
+                continue
+            if command.transaction is None or command.transaction != transaction:
+                steps.append([])
+            arguments = ids.arguments(command, flush)
+            steps[-1].append(dataclasses.replace(command, arguments=arguments))
             transaction = command.transaction
-            continue
-    return steps
+        if steps:
+            flushes.append(steps)
+    return flushes
+
+
+def _why_left_out(command: CommandRecord) -> str | None:
+    args = command.arguments
+    if not args:
+        return "its arguments were not recorded"
+    if (command.error or "").startswith("NotSent"):
+        return "it was not sent"
+    if traits_of(args).travel_of(args) is Travel.ALONE and command.name not in _HARMLESS:
+        return "it blocks, or changes its connection or the server"
+    return None
+
+
+def _databases(
+    client: redis.Redis, names: Sequence[str], stack: contextlib.ExitStack
+) -> dict[str, redis.Redis]:
+    """Return a client for each server and database of a run: of a database of one server."""
+    pool = client.connection_pool
+    own = int(pool.connection_kwargs.get("db") or 0)
+    others = (number for number in itertools.count() if number != own)
+    databases = {}
+    for name, number in zip(names, itertools.chain([own], others), strict=False):
+        options = {**pool.connection_kwargs, "db": number, "decode_responses": False}
+        one = redis.Redis(
+            connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
+        )
+        databases[name] = one
+        stack.callback(one.connection_pool.disconnect)
+        try:
+            one.ping()  # connected, so that neither way pays for it
+        except redis.ResponseError as error:
+            raise CannotReplay(
+                f"the run uses {len(names)} servers and databases, for each of which a replay "
+                f"needs a database: {error}"
+            ) from error
+    return databases
 
 
 def _measured(
-    client: redis.Redis,
-    run: Callable[[redis.Redis, list[list[_Step]]], list[Any]],
-    flushes: list[list[_Step]],
-) -> tuple[float, list[Any], Keyspace]:
-    """Return the seconds that a way to run takes, the replies, and what it leaves on the server."""
-    client.ping()  # connected, so that neither way pays for it
+    databases: dict[str, redis.Redis],
+    run: Callable[[dict[str, redis.Redis], list[_Flush]], tuple[int, list[list[Any]]]],
+    flushes: list[_Flush],
+) -> _Way:
     started = time.perf_counter()
+    any_of_them = next(iter(databases.values()))
     try:
-        replies = run(client, flushes)
+        round_trips, replies = run(databases, flushes)
         seconds = time.perf_counter() - started
-        return seconds, replies, dict(_keyspace(client))
+        keys = {
+            (name, key): value
+            for name, client in databases.items()
+            for key, value in _keyspace(client)
+        }
+        return _Way(seconds, round_trips, replies, keys)
     finally:
-        client.flushall()
-        client.script_flush()
-        client.function_flush()
+        any_of_them.flushall()
+        any_of_them.script_flush()
+        with contextlib.suppress(redis.ResponseError):  # an old server has none
+            any_of_them.function_flush()
 
 
-def _run_eagerly(client: redis.Redis, flushes: list[list[_Step]]) -> list[Any]:
-    return [reply for steps in flushes for step in steps for reply in _run_step(client, step)]
+def _run_eagerly(
+    databases: dict[str, redis.Redis], flushes: list[_Flush]
+) -> tuple[int, list[list[Any]]]:
+    replies = [_run_step(databases[step[0].server], step) for steps in flushes for step in steps]
+    return len(replies), replies
 
 
 def _run_step(client: redis.Redis, step: _Step) -> list[Any]:
@@ -175,22 +247,30 @@ def _run_step(client: redis.Redis, step: _Step) -> list[Any]:
             pipe.execute_command(*_called(command))
         try:
             replies: list[Any] = pipe.execute(raise_on_error=False)
-        except redis.exceptions.ExecAbortError as error:
+        except redis.ResponseError as error:  # nothing of it has run
             return [error] * len(step)
     return replies
 
 
-def _run_batched(client: redis.Redis, flushes: list[list[_Step]]) -> list[Any]:
-    batching = Redis(connection_pool=client.connection_pool)
-    replies: list[Any] = []
+def _run_batched(
+    databases: dict[str, redis.Redis], flushes: list[_Flush]
+) -> tuple[int, list[list[Any]]]:
+    batching = {
+        name: Redis(connection_pool=client.connection_pool) for name, client in databases.items()
+    }
+    round_trips = 0
+    replies: list[list[Any]] = []
     for steps in flushes:
-        futures: list[Any] = []
-        with batch(max_commands=1 << 60, max_bytes=1 << 60):
+        futures: list[list[Any]] = []
+        with batch(join=False, max_commands=1 << 60, max_bytes=1 << 60) as scope:
             for step in steps:
+                call = batching[step[0].server].execute_command
                 with batch(atomic=step[0].transaction is not None):
-                    futures += [_reply(batching.execute_command, *_called(one)) for one in step]
-            replies += [_reply(unwrap, future) for future in futures]
-    return replies
+                    futures.append([_reply(call, *_called(command)) for command in step])
+            replies += [[_reply(unwrap, future) for future in step] for step in futures]
+        # What steps aside is not counted there.
+        round_trips += max(1, scope.stats.round_trips)
+    return round_trips, replies
 
 
 def _called(command: CommandRecord) -> tuple[Any, ...]:
@@ -204,39 +284,31 @@ def _called(command: CommandRecord) -> tuple[Any, ...]:
 def _reply(call: Callable[..., Any], *args: Any) -> Any:
     try:
         return call(*args)
-    except redis.ResponseError as error:
+    except (redis.ConnectionError, redis.TimeoutError):
+        raise
+    except Exception as error:  # the server's, or of what redis-py makes of its reply
         return error
 
 
-def _comparable(command: CommandRecord, reply: Any) -> Any:
+def _differences(
+    tips: Tips, step: _Step, doubtful: list[bool], eager: list[Any], batched: list[Any]
+) -> Iterator[Difference]:
+    # Which error each command of a transaction has that was aborted depends on the way.
+    if all(isinstance(reply, Exception) for reply in (*eager, *batched)) and len(step) > 1:
+        return
+    for command, doubt, one, other in zip(step, doubtful, eager, batched, strict=True):
+        if not doubt and _comparable(tips, command, one) != _comparable(tips, command, other):
+            yield Difference(command, one, other)
+
+
+def _comparable(tips: Tips, command: CommandRecord, reply: Any) -> Any:
     if isinstance(reply, Exception):
         # In a transaction redis-py says which command it was.
-        return type(reply), str(reply).partition("Command # ")[2] or str(reply)
-    if isinstance(reply, list) and command.name in _UNORDERED:
-        return sorted(reply, key=repr)
+        return type(reply), str(reply).partition(" of pipeline caused error: ")[2] or str(reply)
+    if isinstance(reply, list):
+        parts = [_comparable(tips, command, part) for part in reply]
+        return sorted(parts, key=repr) if command.name in tips.unordered else parts
     return reply
-
-
-def _unsteady_commands(client: redis.Redis) -> set[str]:
-    """Return the commands of which the server says that they may reply something else each time."""
-    found: set[str] = set()
-    for about in client.execute_command("COMMAND").values():
-        for one in (about, *about.get("subcommands", ())):
-            name, tips = (
-                (one["name"], one.get("tips", ()))
-                if isinstance(one, dict)
-                else (
-                    one[0],
-                    one[7],
-                )
-            )
-            if any(_text(tip) == "nondeterministic_output" for tip in tips):
-                found.add(_text(name).upper().replace("|", " "))
-    return found | {"XADD", "SPOP"}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _keyspace(client: redis.Redis) -> Iterator[tuple[bytes, tuple[bytes, bool, Any]]]:
@@ -247,13 +319,19 @@ def _keyspace(client: redis.Redis) -> Iterator[tuple[bytes, tuple[bytes, bool, A
         yield key, (kind, client.pttl(key) >= 0, read(client, key))
 
 
+def _stream(client: redis.Redis, key: bytes) -> tuple[Any, ...]:
+    groups: Any = client.xinfo_groups(key)
+    about = [(one["name"], one["pending"], one["last-delivered-id"]) for one in groups]
+    return client.xrange(key), sorted(about)
+
+
 _READERS: dict[bytes, Callable[[redis.Redis, bytes], Any]] = {
     b"string": lambda client, key: client.get(key),
     b"list": lambda client, key: client.lrange(key, 0, -1),
     b"set": lambda client, key: client.smembers(key),
     b"hash": lambda client, key: client.hgetall(key),
     b"zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
-    b"stream": lambda client, key: [one[1] for one in client.xrange(key) or ()],
+    b"stream": _stream,
 }
-# The server gives them in whatever order they have.
-_UNORDERED = frozenset({"HKEYS", "HVALS", "KEYS", "SDIFF", "SINTER", "SMEMBERS", "SUNION"})
+# They travel alone, but can be run again.
+_HARMLESS = frozenset({"SCRIPT LOAD", "SCRIPT FLUSH"})
