@@ -605,7 +605,7 @@ def test_a_replay_needs_arguments(client, path, raw):
 # ---- the command line --------------------------------------------------------------------
 
 
-def autobatch_command(*arguments):
+def autobatch_command(*arguments, **environment):
     """Run `python -m autobatch` as a user does."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "autobatch", *arguments],
@@ -613,7 +613,7 @@ def autobatch_command(*arguments):
         text=True,
         timeout=60,
         check=False,
-        env={"COLUMNS": "120", "PATH": ""},
+        env={"COLUMNS": "120", "PATH": ""} | environment,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -631,6 +631,40 @@ def test_report_prints_a_run(client, path):
     assert "█" in printed
     few = autobatch_command("report", str(path), "--worst", "0")[1]
     assert "█" not in few
+
+
+def test_report_fits_a_narrow_terminal(client, path):
+    pytest.importorskip("rich")
+    record(client, path, "none")
+    _, printed, _ = autobatch_command("report", str(path), COLUMNS="80")
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_report_fits_a_terminal_that_knows_ascii_alone(client, path):
+    pytest.importorskip("rich")
+    with Recorder(path), autobatch.batch():
+        assert client.get("ключ") == None  # noqa: E711  # forces
+    status, printed, errors = autobatch_command("report", str(path), PYTHONIOENCODING="ascii")
+    assert (status, errors) == (0, "")
+    assert "GET ????" in printed
+    assert "#" in printed
+
+
+def test_report_counts_what_it_leaves_out(client, path):
+    """The worst of the scopes of a name stands for them; many flushes are counted."""
+    pytest.importorskip("rich")
+
+    @autobatch.batch
+    def look(times):
+        for number in range(times):
+            assert client.get(f"number:{number}") == None  # noqa: E711  # forces
+
+    with Recorder(path):
+        look(2)
+        look(45)
+    _, printed, _ = autobatch_command("report", str(path))
+    assert printed.count("forced (eq)") == 40
+    assert "and 5 more" in printed
 
 
 def test_replay_prints_what_came_of_it(client, path, second_server, raw):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -58,6 +59,9 @@ def _print_report(options: argparse.Namespace) -> int:
         run = load(options.file)
     except (OSError, AutobatchError) as error:
         return _fail(error)
+    # Not everything in there can be shown by every terminal.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     show(run, Console(), worst=options.worst)
     return _SAME
 

@@ -14,6 +14,9 @@ from autobatch.recorded.file import Run
 from autobatch.report import FlushRecord, Reason, ScopeRecord, counted
 
 _TIMELINE = 24  # characters
+_SHORT_TIMELINE = 14
+_WIDE = 100  # characters of a terminal with room for the long one
+_FLUSHES = 40  # rows of a scope
 _SHOWN = 3  # commands in a row
 
 
@@ -23,15 +26,18 @@ def show(run: Run, console: Console, *, worst: int = 10) -> None:
     Args:
         run: what to print.
         console: where to.
-        worst: how many scopes to print with all of their flushes: those with most round trips.
+        worst: how many scopes to print with their flushes: those with most round trips, and of
+            those with the same name one.
     """
     console.print(_heading(run))
     console.print(_scopes(run.scopes))
-    chosen = sorted(run.scopes, key=lambda scope: -scope.round_trips)[:worst]
-    for scope in chosen:
-        console.print(_flushes(scope))
+    by_name: dict[str, ScopeRecord] = {}
+    for scope in sorted(run.scopes, key=lambda scope: -scope.round_trips):
+        by_name.setdefault(scope.name, scope)
+    for scope in list(by_name.values())[:worst]:
+        console.print(_flushes(scope, console))
         for advice in advise(scope):
-            console.print(Text(f"→ {advice}"))
+            console.print(Text(f"{'->' if console.options.ascii_only else '→'} {advice}"))
 
 
 def _heading(run: Run) -> str:
@@ -70,36 +76,41 @@ def _round_trips(scopes: Iterable[ScopeRecord]) -> int:
     return sum(scope.round_trips for scope in scopes)
 
 
-def _flushes(scope: ScopeRecord) -> Table:
+def _flushes(scope: ScopeRecord, console: Console) -> Table:
     """Return a row for each flush, with its place on the scope's timeline."""
     flushes = list(scope.flushes)
     end = max([scope.closed, *(flush.finished for flush in flushes)])
     title = f"{escape(scope.name)}: {1000 * (end - scope.opened):.1f} ms"
     table = Table(title=title, title_justify="left", expand=True, show_lines=True)
-    table.add_column("when", no_wrap=True, width=_TIMELINE + 1)
+    width = _TIMELINE if console.width >= _WIDE else _SHORT_TIMELINE
+    signs = (".", "#") if console.options.ascii_only else ("·", "█")
+    table.add_column("when", no_wrap=True, width=width + 1)
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold", ratio=2)
     table.add_column("commands", overflow="fold", ratio=3)
-    for flush in flushes:
+    for flush in flushes[:_FLUSHES]:
         table.add_row(
-            _bar(flush, scope.opened, end),
+            _bar(flush, scope.opened, end, width, signs),
             f"{1000 * flush.duration:.2f}",
             escape(_why(flush)),
             escape(_commands(flush)),
         )
+    if len(flushes) > _FLUSHES:
+        table.add_row("", "", f"and {len(flushes) - _FLUSHES} more")
     return table
 
 
-def _bar(flush: FlushRecord, opened: float, end: float) -> Text:
+def _bar(flush: FlushRecord, opened: float, end: float, width: int, signs: tuple[str, str]) -> Text:
     """Return the timeline: dots while its first command waited, blocks while it was under way."""
-    scale = _TIMELINE / max(end - opened, 1e-9)
+    scale = width / max(end - opened, 1e-9)
     called, started, finished = (
-        min(_TIMELINE - 1, max(0, int((moment - opened) * scale)))
+        min(width - 1, max(0, int((moment - opened) * scale)))
         for moment in (flush.started - flush.queued, flush.started, flush.finished)
     )
     style = "red" if flush.errors else "yellow" if flush.reason is Reason.ALONE else "green"
-    bar = Text(" " * called + "·" * (started - called))
-    bar.append("█" * (finished - started + 1), style)
+    waiting, under_way = signs
+    bar = Text(" " * called + waiting * (started - called))
+    bar.append(under_way * (finished - started + 1), style)
     return bar
 
 
