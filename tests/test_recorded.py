@@ -255,6 +255,8 @@ def test_stand_ins(args, kept):
         (("MSET", "a", "4111111111111111"), 2),
         (("SADD", "users", b"12.50"), 2),
         (("LPUSH", "key", -17.25), 2),
+        (("XADD", "key", "MAXLEN", "~", 10, "*", "7", "+4915112345678"), 7),
+        (("HSETEX", "key", "EX", 10, "FIELDS", 1, "7", "4915112345678"), 7),
     ],
 )
 def test_numbers_that_are_values_are_replaced(args, at):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autobatch.keys import keys_of
@@ -37,7 +38,7 @@ _FORMS = {
     "BITFIELD": re.compile(rb"[iu]\d{1,2}|#\d+"),
 }
 # Where a command's values are, among its arguments: numbers there are as secret as texts.
-_VALUES = {
+_VALUES: dict[str, slice | Callable[[Sequence[Any]], slice]] = {
     **dict.fromkeys(("SET", "GETSET", "SETNX", "APPEND", "DELIFEQ"), slice(2, 3)),
     **dict.fromkeys(("SETEX", "PSETEX", "SETRANGE", "HSETNX", "LSET", "LREM"), slice(3, 4)),
     **dict.fromkeys(("MSET", "MSETNX"), slice(2, None, 2)),
@@ -45,7 +46,10 @@ _VALUES = {
     **dict.fromkeys(("LPUSH", "LPUSHX", "RPUSH", "RPUSHX"), slice(2, None)),
     **dict.fromkeys(("SADD", "SREM", "SISMEMBER", "SMISMEMBER", "PFADD"), slice(2, None)),
     **dict.fromkeys(("SMOVE", "LINSERT"), slice(3, None)),
-    **dict.fromkeys(("ECHO",), slice(1, None)),
+    "ECHO": slice(1, 2),
+    "JSON.SET": slice(3, 4),
+    "HSETEX": lambda args: slice(_place_of_fields(args) + 3, None, 2),
+    "XADD": lambda args: slice(place_of_id(args) + 2, None, 2),
     **dict.fromkeys(("LPOS", "PUBLISH", "SPUBLISH"), slice(2, 3)),
 }
 # Their first argument is a program's text, or a digest of one.
@@ -86,12 +90,13 @@ class Mask:
         if name in _SOURCES:
             return args
         shown = name.count(" ") + 1 + (name in _PROGRAMS)
-        kept = {_bytes(key) for key in keys_of(name, args) or ()}
+        kept = {as_bytes(key) for key in keys_of(name, args) or ()}
         form = next((form for start, form in _FORMS.items() if name.startswith(start)), None)
-        values = range(len(args))[_VALUES.get(name, slice(0))]
+        where = _VALUES.get(name, slice(0))
+        values = range(len(args))[where if isinstance(where, slice) else where(args)]
         masked = list(args)
         for at, arg in enumerate(args[shown:], shown):
-            text = _bytes(arg)
+            text = as_bytes(arg)
             if at in values and _NUMBER.fullmatch(text):
                 masked[at] = self._other_number(arg)
             elif text not in kept and not _is_syntax(text, form):
@@ -103,7 +108,7 @@ class Mask:
         return digest + "x" * (len(text) - len(digest))
 
     def _other_number(self, number: Any) -> Any:
-        text = re.sub(r"\d{2,}", self._other_digits, _bytes(number).decode("latin-1"))
+        text = re.sub(r"\d{2,}", self._other_digits, as_bytes(number).decode("latin-1"))
         return type(number)(text) if type(number) in {int, float} else text
 
     def _other_digits(self, found: re.Match[str]) -> str:
@@ -125,13 +130,36 @@ class Mask:
                 return digits
 
 
+def place_of_id(args: Sequence[Any]) -> int:
+    """Return where the id is among the arguments of XADD."""
+    at = 2
+    while at < len(args):
+        word = as_bytes(args[at]).upper()
+        if word in {b"NOMKSTREAM", b"KEEPREF", b"DELREF", b"ACKED"}:
+            at += 1
+        elif word == b"LIMIT":
+            at += 2
+        elif word in {b"MAXLEN", b"MINID"}:
+            at += 3 if {b"=", b"~"} & {as_bytes(arg) for arg in args[at + 1 : at + 2]} else 2
+        else:
+            break
+    return at
+
+
+def _place_of_fields(args: Sequence[Any]) -> int:
+    """Return where the word FIELDS is among the arguments of HSETEX."""
+    words = [as_bytes(arg).upper() for arg in args]
+    return words.index(b"FIELDS", 2) if b"FIELDS" in words[2:] else len(args)
+
+
 def _is_syntax(text: bytes, form: re.Pattern[bytes] | None) -> bool:
     if _NUMBER.fullmatch(text) or (form is not None and form.fullmatch(text)):
         return True
     return text.upper().decode("latin-1") in _OPTIONS
 
 
-def _bytes(arg: Any) -> bytes:
+def as_bytes(arg: Any) -> bytes:
+    """Return an argument as it travels, with UTF-8."""
     if isinstance(arg, (bytes, bytearray, memoryview)):
         return bytes(arg)
     return str(arg).encode("utf-8", "surrogateescape")

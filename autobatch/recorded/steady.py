@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import redis
 
 from autobatch.keys import keys_of
+from autobatch.recorded.masking import as_bytes, place_of_id
 from autobatch.report import CommandRecord, FlushRecord
 
 # The clock decides, whatever the server says.
@@ -74,27 +75,12 @@ class Ids:
     def arguments(self, command: CommandRecord, flush: FlushRecord) -> tuple[Any, ...]:
         """Return the arguments of a command of a flush, with an id of its time if it is XADD."""
         args = command.arguments or ()
-        at = _place_of_id(args) if command.name == "XADD" else len(args)
-        if at >= len(args) or _bytes(args[at]) != b"*":
+        at = place_of_id(args) if command.name == "XADD" else len(args)
+        if at >= len(args) or as_bytes(args[at]) != b"*":
             return args
         moment = flush.scope.at + command.called - flush.scope.opened
         self._milliseconds = max(self._milliseconds, int(1000 * moment))
         return (*args[:at], f"{self._milliseconds}-{next(self._numbers)}", *args[at + 1 :])
-
-
-def _place_of_id(args: Sequence[Any]) -> int:
-    at = 2
-    while at < len(args):
-        word = _bytes(args[at]).upper()
-        if word in {b"NOMKSTREAM", b"KEEPREF", b"DELREF", b"ACKED"}:
-            at += 1
-        elif word == b"LIMIT":
-            at += 2
-        elif word in {b"MAXLEN", b"MINID"}:
-            at += 3 if _bytes(args[at + 1]) in {b"=", b"~"} else 2
-        else:
-            return at
-    return at
 
 
 class Doubts:
@@ -117,7 +103,7 @@ class Doubts:
     def of(self, command: CommandRecord) -> bool:
         """Return whether the reply of the next command is in doubt; note what it writes."""
         args = command.arguments or ()
-        keys = {(command.server, _bytes(key)) for key in keys_of(command.name, args) or ()}
+        keys = {(command.server, as_bytes(key)) for key in keys_of(command.name, args) or ()}
         touched = not self.keys.isdisjoint(keys)
         if touched and not command.read_only:
             self.keys |= keys
@@ -135,15 +121,9 @@ class Doubts:
 
 def _expiries(name: str, args: Sequence[Any]) -> Iterable[tuple[bool, float]]:
     """Yield when a command lets a key expire: whether by a clock, and the seconds."""
-    words = [_bytes(arg).upper().decode("latin-1") for arg in args]
+    words = [as_bytes(arg).upper().decode("latin-1") for arg in args]
     times = itertools.pairwise(words[2:]) if name in _HAVE_OPTIONS else [(name, *words[2:3])]
     for word, *number in times:
         if word in _TIMES and number and number[0].isdigit():
             absolute, in_a_second = _TIMES[word]
             yield absolute, int(number[0]) / in_a_second
-
-
-def _bytes(arg: Any) -> bytes:
-    if isinstance(arg, (bytes, bytearray, memoryview)):
-        return bytes(arg)
-    return str(arg).encode("utf-8", "surrogateescape")
