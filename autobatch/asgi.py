@@ -175,17 +175,18 @@ def _name_of(scope: MutableMapping[str, Any]) -> str:
 class _Http(_Connection):
     async def send(self, message: Message) -> None:
         await self._flush()
-        if not self._started and message["type"] == "http.response.start":
+        starts = message["type"] == "http.response.start"
+        if starts and not self._started:
             try:
                 surface(self._own.unseen())
             except Exception as error:
                 await self._respond_to(error)
                 return
             self._started = True
-            if self._timed:
-                message = self._with_timing(message)
         elif self._started:
             log_unseen(self._own.unseen(), self._name)
+        if starts and self._timed:
+            message = self._with_timing(message)
         await self._send(message)
 
     def _with_timing(self, message: Message) -> Message:

@@ -230,6 +230,20 @@ class FlushRecord:
         )
 
 
+class _LastFlushes(collections.deque[FlushRecord]):
+    """Forgets the first ones for the sake of memory: a scope may have a million commands."""
+
+    _commands = 0  # at least so many are kept
+
+    def append(self, flush: FlushRecord) -> None:
+        super().append(flush)
+        self._commands += len(flush.commands)
+        if self._commands > _KEPT_COMMANDS:
+            self._commands = sum(len(one.commands) for one in list(self))
+            while self._commands > _KEPT_COMMANDS and len(self) > 1:
+                self._commands -= len(self.popleft().commands)
+
+
 @dataclasses.dataclass(slots=True)
 class ScopeRecord:
     """One scope, with what its flushes did.
@@ -239,7 +253,7 @@ class ScopeRecord:
         parent: the name of the scope around it, if it has one.
         opened, closed: when, in seconds of `time.perf_counter()`; `closed` is 0 while it is open.
         at: when it was opened, in seconds of `time.time()`.
-        flushes: the last thousand of them, in order.
+        flushes: the last thousand of them, in order; fewer if these have very many commands.
         commands, round_trips: of all its flushes.
         number: another one for each scope of a process.
     """
@@ -250,7 +264,7 @@ class ScopeRecord:
     closed: float = 0.0
     at: float = dataclasses.field(default_factory=time.time)
     flushes: collections.deque[FlushRecord] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=_KEPT)
+        default_factory=lambda: _LastFlushes(maxlen=_KEPT)
     )
     commands: int = 0
     round_trips: int = 0
@@ -273,7 +287,7 @@ def server_timing(scope: ScopeRecord) -> str:
     Source of the form: https://www.w3.org/TR/server-timing/.
     """
     # One may be on its way: of another thread, or of a task that was not awaited.
-    flushes = [flush for flush in scope.flushes.copy() if flush.finished]
+    flushes = [flush for flush in list(scope.flushes) if flush.finished]
     milliseconds = 1000 * sum(flush.duration for flush in flushes)
     commands = counted(sum(len(flush.commands) for flush in flushes), "command")
     round_trips = counted(sum(flush.round_trips for flush in flushes), "round trip")
@@ -409,3 +423,4 @@ class Ring:
 
 _SHOWN = 10
 _KEPT = 1000
+_KEPT_COMMANDS = 50_000

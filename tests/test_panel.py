@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+import redis
 
 import autobatch
 from autobatch import report
@@ -159,6 +160,17 @@ def test_many_round_trips_are_counted(panel, client):
     page = shown(panel)
     assert page.count('class="lane"') == page.count("forced (eq)") // 2 == 160
     assert "and 10 more" in page
+
+
+def test_a_scope_with_very_many_commands_keeps_the_last(client):
+    """They would take the memory that the batches themselves do not."""
+    scopes = []
+    with report.subscribe(on_scope=scopes.append), autobatch.batch(max_commands=5000):
+        for _ in range(60_001):
+            client.get("a")
+    (scope,) = scopes
+    assert (scope.commands, scope.round_trips) == (60_001, 13)
+    assert [len(flush.commands) for flush in scope.flushes] == [*[5000] * 9, 1]
 
 
 def test_a_scope_without_round_trips_is_shown(panel):
@@ -337,6 +349,29 @@ def test_server_timing_tells_of_the_calls_before_the_start(client):
     assert (name, description) == ("redis", 'desc="1 command, 1 round trip"')
     assert float(duration.removeprefix("dur=")) > 0
     assert not report.listening
+
+
+def test_server_timing_tells_of_calls_whose_errors_are_answered(client):
+    """The response to an error that came with the start, by the application's own handler."""
+    starlette = pytest.importorskip("starlette.applications")
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    def failing(request):
+        client.set("visits", "text")
+        client.incr("visits")
+        return PlainTextResponse("fine")
+
+    async def handler(request, error):
+        return PlainTextResponse("sorry", 503)
+
+    app = starlette.Starlette(
+        routes=[Route("/", failing)], exception_handlers={redis.ResponseError: handler}
+    )
+    app.add_middleware(BatchMiddleware, server_timing=True)
+    status, body, headers = asgi_get(app, "/")
+    assert (status, body) == (503, b"sorry")
+    assert headers[b"server-timing"].endswith(b'desc="2 commands, 1 round trip"')
 
 
 def test_server_timing_of_wsgi_waits_for_the_flush(client):
