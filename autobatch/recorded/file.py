@@ -155,7 +155,9 @@ def load(path: str | Path) -> Run:
         try:
             return _parse(file)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise Unreadable(f"{path} is no recorded run of autobatch: {error!r}") from error
+            # Not the `repr` of one about bytes, which shows all of them.
+            why = f"{type(error).__name__}: {error}"
+            raise Unreadable(f"{path} is no recorded run of autobatch: {why}") from error
 
 
 def _parse(lines: Iterable[str]) -> Run:

@@ -52,7 +52,9 @@ def tips_of(client: redis.Redis) -> Tips:
         for one in (about, *about.get("subcommands", ())):
             whole = isinstance(one, dict)
             name = _text(one["name"] if whole else one[0]).upper().replace("|", " ")
-            tips = {_text(tip) for tip in (one.get("tips", ()) if whole else one[7])}
+            # Old servers tell nothing of that.
+            tips = one.get("tips", ()) if whole else next(iter(one[7:]), ())
+            tips = {_text(tip) for tip in tips}
             if "nondeterministic_output" in tips:
                 unsteady.add(name)
             if "nondeterministic_output_order" in tips:
