@@ -13,6 +13,7 @@ import redis
 
 import autobatch
 from autobatch import report
+from common import meanwhile
 
 for needed in ("opentelemetry.sdk", "prometheus_client", "sentry_sdk"):
     pytest.importorskip(needed)
@@ -225,6 +226,45 @@ def test_with_asyncio_the_parent_is_the_span_that_awaited(otel, server):
 
     parents = asyncio.run(main())
     assert sorted(span.parent.span_id for span in otel.spans) == sorted(parents)
+
+
+def test_with_asyncio_one_flush_of_several_tasks_is_linked_to_all(otel, server):
+    """Outside any scope, what is awaited in one tick travels together."""
+    ours = {}
+
+    async def look(client, name):
+        with otel.tracer.start_as_current_span(name) as span:
+            ours[name] = span.get_span_context().span_id
+            await client.get(name)
+
+    async def main():
+        async with autobatch.asyncio.Redis(port=server) as client:
+            await asyncio.gather(*[look(client, name) for name in ("a", "b", "c")])
+
+    asyncio.run(main())
+    (span,) = otel.spans
+    assert span.attributes["autobatch.reason"] == "tick"
+    assert span.parent.span_id == ours["a"]
+    assert [link.context.span_id for link in span.links] == [ours["b"], ours["c"]]
+
+
+def test_a_thread_that_forces_is_the_parent(otel, client):
+    spans = {}
+
+    def force():
+        with otel.tracer.start_as_current_span("thread") as span:
+            spans["thread"] = span.get_span_context().span_id
+            assert not value
+
+    with autobatch.batch():
+        with otel.tracer.start_as_current_span("caller") as span:
+            spans["caller"] = span.get_span_context().span_id
+            value = client.get("a")
+        with meanwhile(force):
+            pass
+    (span,) = otel.spans
+    assert span.parent.span_id == spans["thread"]
+    assert [link.context.span_id for link in span.links] == [spans["caller"]]
 
 
 def test_metrics(otel, client, proxy):
