@@ -13,7 +13,8 @@ from autobatch.report import CommandRecord, FlushRecord, Reason, ScopeRecord, co
 _WIDTH = 1000  # of the picture, in its own units: the browser stretches it
 _HEIGHT = 640  # of a picture with many lanes, in pixels
 _LANES = (16, 8, 4)  # the heights that a round trip's lane can have
-_FLUSHES = 160  # of a scope that are shown; the rest are counted, as for the next two
+_FLUSHES = 160  # of a scope that have a lane
+_ROWS = 50  # of these that have a row of the table; the rest are counted, as in the next two
 _SHOWN = 20  # commands of a flush
 _CALLS = 200  # marks of calls in a lane
 
@@ -61,16 +62,15 @@ def _scope(scope: ScopeRecord) -> str:
     advice = "".join(f"<li>{escape(str(one))}</li>" for one in advise(scope))
     flushes = list(scope.flushes)
     more = ""
-    if len(flushes) > _FLUSHES:
-        more = f'<p class="place">and {len(flushes) - _FLUSHES} more</p>'
-        flushes = flushes[:_FLUSHES]
+    if len(flushes) > _ROWS:
+        more = f'<p class="place">and {len(flushes) - _ROWS} more</p>'
     return f"""<details>
 <summary class="row"><time>{at}</time>
 <span class="name{" bad" * failed}">{escape(scope.name)}{within}</span>
 <span class="number">{_ms(scope.duration)}</span><span class="number">{scope.commands}</span>
 <span class="number">{scope.round_trips}</span><span class="number">{_saved(scope)}</span></summary>
-{_picture(scope, flushes)}{f'<ul class="advice">{advice}</ul>' if advice else ""}
-{_table(flushes)}{more}
+{_picture(scope, flushes[:_FLUSHES])}{f'<ul class="advice">{advice}</ul>' if advice else ""}
+{_table(flushes[:_ROWS])}{more}
 </details>
 """
 
@@ -109,9 +109,10 @@ def _lane(flush: FlushRecord, y: int, height: int, x: Callable[[float], float]) 
     kind = " bad" if flush.errors else " aside" if flush.reason is Reason.ALONE else ""
     start, end = x(flush.started), x(flush.finished)
     called = sorted({x(command.called) for command in flush.commands}) or [start]
+    shown = called[:_CALLS] if height > _LANES[-1] else ()  # too low for more than the wait
     gap = height / 8
     inner = f'y="{y + 1.5 * gap:g}" height="{height - 3 * gap:g}"'
-    marks = "".join(f'<rect class="call" x="{at}" width="1.5" {inner}/>' for at in called[:_CALLS])
+    marks = "".join(f'<rect class="call" x="{at}" width="1.5" {inner}/>' for at in shown)
     return (
         f"<g><title>{escape(_title(flush))}</title>"
         f'<rect class="lane" y="{y + gap / 2:g}" width="{_WIDTH}" height="{height - gap:g}"/>'
