@@ -17,7 +17,7 @@ WORKERS ?= 3
 .PHONY: run test test-core test-lowest check format soak bench examples libraries clean
 
 run: $(VENV)/ready
-	@exec $(BIN)/python -m examples.demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
+	@exec $(BIN)/python -m autobatch demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

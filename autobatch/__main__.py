@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from autobatch.demo import cli as demo
 from autobatch.lint import cli as lint
+from autobatch.recorded import cli as recorded
 
-# Each adds one command to the parser.
-_COMMANDS = (lint,)
+# Each adds its commands to the parser.
+_COMMANDS = (demo, lint, recorded)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

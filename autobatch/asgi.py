@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autobatch.promise import printable
-from autobatch.recording import own_scope
-from autobatch.report import Reason
+from autobatch.recording import own_scope, record_of
+from autobatch.report import Reason, server_timing
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -18,6 +18,9 @@ from autobatch.scope import (
     open_scope,
     surface,
 )
+
+if TYPE_CHECKING:  # most applications have none, and it takes time to import
+    from autobatch.panel import Panel
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -47,25 +50,61 @@ class BatchMiddleware:
         max_commands: int = MAX_COMMANDS,
         max_bytes: int = MAX_BYTES,
         suggest: bool | None = None,
+        server_timing: bool = False,
+        panel: Panel | None = None,
     ) -> None:
-        """Wrap `app`; the limits and `suggest` are those of `autobatch.batch`."""
+        """Wrap an application.
+
+        Args:
+            app: what to wrap.
+            max_commands: as for `autobatch.batch`.
+            max_bytes: likewise.
+            suggest: likewise.
+            server_timing: tell in each response's `Server-Timing` header how long its Redis calls
+                took, up to its start. This tells clients of what stands behind the application.
+            panel: the debug panel to serve at its path, for development.
+        """
         self.app = app
         self._limits = max_commands, max_bytes
         self._suggest = suggest
+        self._server_timing = server_timing
+        self._panel = panel
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI wants it."""
         connection = _CONNECTIONS.get(scope["type"])
+        panel = self._panel
+        if panel is not None and connection is _Http and panel.serves(_path_of(scope)):
+            await _show(panel, scope, send)
+            return
         if connection is None or _MARK in scope:
             await self.app(scope, receive, send)
             return
         outer = open_scope()
         if outer is not None:
             await outer.astep_aside()
-        own = own_scope(_name_of, scope, *self._limits, suggest=self._suggest)
+        timed = self._server_timing and connection is _Http
+        own = own_scope(_name_of, scope, *self._limits, suggest=self._suggest, recorded=timed)
         own.loop = asyncio.get_running_loop()  # for asyncio clients that are called in a thread
         scope[_MARK] = own
-        await connection(scope, receive, send, own).run(self.app)
+        await connection(scope, receive, send, own, timed=timed).run(self.app)
+
+
+def _path_of(scope: MutableMapping[str, Any]) -> str:
+    """Return the path inside the application, which may be mounted in another one."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    # Some servers leave out of the path what they were told that the application is mounted at.
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+async def _show(panel: Panel, scope: MutableMapping[str, Any], send: Send) -> None:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    client = (scope.get("client") or [None])[0]
+    status, about, body = panel.answer(scope["method"], client, headers)
+    raw = [(name.lower().encode(), value.encode()) for name, value in about.items()]
+    await send({"type": "http.response.start", "status": int(status), "headers": raw})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _Answered(BaseException):
@@ -82,12 +121,19 @@ class _Connection:
     """One HTTP request, or one WebSocket."""
 
     def __init__(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, own: OwnScope
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        own: OwnScope,
+        *,
+        timed: bool,
     ) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
         self._own = own
+        self._timed = timed
         self._started = False  # so much was sent that an error can only be logged
 
     async def run(self, app: App) -> None:
@@ -138,7 +184,8 @@ def _name_of(scope: MutableMapping[str, Any]) -> str:
 class _Http(_Connection):
     async def send(self, message: Message) -> None:
         await self._flush()
-        if not self._started and message["type"] == "http.response.start":
+        starts = message["type"] == "http.response.start"
+        if starts and not self._started:
             try:
                 surface(self._own.unseen())
             except Exception as error:
@@ -147,7 +194,16 @@ class _Http(_Connection):
             self._started = True
         elif self._started:
             log_unseen(self._own.unseen(), self._name)
+        if starts and self._timed:
+            message = self._with_timing(message)
         await self._send(message)
+
+    def _with_timing(self, message: Message) -> Message:
+        record = record_of(self._own)
+        if record is None or not record.flushes:
+            return message
+        header = b"server-timing", server_timing(record).encode()
+        return {**message, "headers": [*message.get("headers", ()), header]}
 
     async def _respond_to(self, error: Exception) -> None:
         """Send the application's own response to `error` in place of the one that it began.

@@ -76,7 +76,7 @@ class Synchronous(Funnel):
             value = call(command)
         finally:
             if report.listening:
-                ran_alone([command], began)
+                ran_alone([command], began, through_redis_py=True)
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])
         return value

@@ -458,15 +458,22 @@ _SAYS_NOTHING = (
 
 
 # Frames of these packages stand between a command and the line of the program that called it.
+# They stand between a program and redis-py, whose methods they replace.
+_WATCHERS = re.compile(
+    r"(site|dist)-packages[/\\](ddtrace|newrelic|opentelemetry|sentry_sdk|wrapt)[/\\]"
+)
+
+
 class _InLibrary(dict[str, bool]):
     packages: tuple[str, ...] = ()
 
     def __missing__(self, filename: str) -> bool:
-        answer = self[filename] = filename.startswith(self.packages)
+        ours = filename.startswith(self.packages) or _WATCHERS.search(filename) is not None
+        answer = self[filename] = ours
         return answer
 
 
-# Whether a file is of redis-py or autobatch.
+# Whether a file is of redis-py or autobatch, or of what watches redis-py.
 IN_LIBRARY = _InLibrary()
 
 

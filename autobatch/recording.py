@@ -12,13 +12,13 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from autobatch import report, suggesting
 from autobatch.batch import Batch, Entry, Transaction, commands_of
 from autobatch.block import AtomicBlock
-from autobatch.command import Command, Travel
+from autobatch.command import Command, ScriptCall, Travel
 from autobatch.frames import NO_EDGE, Line, edge_around, lines_of, of_program, places_of, user_of
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
@@ -60,6 +60,8 @@ class _Cause(NamedTuple):
     lines: tuple[Line, ...] = ()
     use: str | None = None
     promise: Promise | None = None
+    contexts: Mapping[report.Subscription, Any] | None = None
+    """What subscribers keep of it; None where it departs in the same context."""
 
     @property
     def place(self) -> Place | None:
@@ -121,7 +123,12 @@ class Recorded(OwnScope):
     def _note(self, reason: Reason) -> None:
         """Note why what waits is about to be sent; what was noted first counts."""
         if self._cause is None and self._queue:
-            self._cause = self._caused_by(reason)
+            self._cause = self._deferred(self._caused_by(reason))
+
+    @staticmethod
+    def _deferred(cause: _Cause) -> _Cause:
+        """Keep with a cause what only its own context tells: another one may see to the flush."""
+        return cause._replace(contexts=report.contexts_of_call())
 
     def _caused_by(self, reason: Reason, promise: Promise | None = None) -> _Cause:
         if self._ending:
@@ -167,7 +174,7 @@ class Recorded(OwnScope):
             cause = self._caused_by(Reason.FORCED, promise)
             if not cause.lines:  # an event loop does
                 cause = cause._replace(use="await")
-            self._cause = self._cause or cause
+            self._cause = self._cause or self._deferred(cause)
             self._needs.append(_Need(promise, cause.use or "await", cause.lines))
         super().want(promise)
 
@@ -250,6 +257,7 @@ class Recorded(OwnScope):
             round_trips=len(waves),
             forces=self._take_needs(numbers),
             divided=self._divided,
+            contexts=report.contexts_of_call() if cause.contexts is None else cause.contexts,
         )
         self._divided = False
         self.record.flushes.append(record)
@@ -321,7 +329,7 @@ class Recorded(OwnScope):
             self.record.count(record)
         for command, made in zip(departure.commands, record.commands, strict=True):
             self._records.pop(command, None)
-            made.error = _error_of(command)
+            _see_outcome(command, made)
         for share in departure.shares:
             share.record.finished = record.finished
             for command, made in zip(share.commands, share.record.commands, strict=True):
@@ -386,6 +394,11 @@ class Recorded(OwnScope):
         self._causes.clear()
         self._needs.clear()
         self._cause = None
+
+
+def record_of(scope: OwnScope) -> ScopeRecord | None:
+    """Return the record of a scope, if it is recorded."""
+    return scope.record if isinstance(scope, Recorded) else None
 
 
 class RecordedScope(Recorded):
@@ -457,6 +470,7 @@ def own_scope(
     lane: int | None = None,
     *,
     suggest: bool | None = None,
+    recorded: bool = False,
 ) -> OwnScope:
     """Return a new scope with a queue of its own, recorded if somebody listens.
 
@@ -467,10 +481,11 @@ def own_scope(
         max_bytes: how many bytes may wait.
         lane: which of an asyncio client's connections it travels on; None for the next one.
         suggest: only suggest what batching would save; None as the environment says.
+        recorded: record it, whoever listens.
     """
     if suggesting.by_default if suggest is None else suggest:
         return _suggesting_scope(naming(about), max_commands, max_bytes, lane)
-    if not report.listening:
+    if not (recorded or report.listening):
         return OwnScope(max_commands, max_bytes, lane)
     scope = RecordedScope(max_commands, max_bytes, lane)
     scope.start(naming(about))
@@ -510,13 +525,18 @@ def _new_stray(loop: asyncio.AbstractEventLoop) -> StrayScope:
     return recorded
 
 
-def ran_alone(commands: Sequence[Command], began: float) -> None:
+_OUTSIDE = ScopeRecord("outside any scope")
+
+
+def ran_alone(commands: Sequence[Command], began: float, *, through_redis_py: bool = False) -> None:
     """Tell of commands that did not wait, but ran by themselves, all at once.
 
     Args:
         commands: settled.
         began: when that was, in seconds of `time.perf_counter()`.
+        through_redis_py: as in `FlushRecord`.
     """
+    contexts = report.contexts_of_call()
     frame, _ = user_of(sys._getframe(1))  # noqa: SLF001  # public in all but name
     scope: Any = whole_of(current())
     eager = suggesting_now()
@@ -524,13 +544,13 @@ def ran_alone(commands: Sequence[Command], began: float) -> None:
         scope = None
     places = places_of(lines_of(frame, NO_EDGE if scope is None else scope.edge))
     place = places[0] if places else None
-    records = [_record_of(command, began, {}, None, places[1:]) for command in commands]
+    records = [_record_of(command, began, contexts, None, places[1:]) for command in commands]
     for command, made in zip(commands, records, strict=True):
         made.place = made.place or place
-        made.error = _error_of(command)
+        _see_outcome(command, made)
     exchanges = len({made.server for made in records})
     record = FlushRecord(
-        ScopeRecord("outside any scope") if scope is None else scope.record,
+        _OUTSIDE if scope is None else scope.record,
         Reason.EAGER if eager is not None and all(map(_could_wait, commands)) else Reason.ALONE,
         place,
         None,
@@ -539,6 +559,8 @@ def ran_alone(commands: Sequence[Command], began: float) -> None:
         began,
         time.perf_counter(),
         exchanges=exchanges,
+        contexts=contexts,
+        through_redis_py=through_redis_py,
     )
     if eager is not None:
         eager.take(record, list(commands))
@@ -576,7 +598,12 @@ def _record_of(
         transaction,
         contexts=contexts,
         callers=callers,
+        arguments=_arguments_of(command) if report.wants_arguments() else None,
     )
+
+
+def _arguments_of(command: Command) -> tuple[Any, ...]:
+    return command.with_source() if isinstance(command, ScriptCall) else command.args
 
 
 @functools.lru_cache(1024)
@@ -589,8 +616,10 @@ def _name_of_server(server: Any) -> str:
     return f"{address[0]}:{address[1]}/{database}"
 
 
-def _error_of(command: Command) -> str | None:
+def _see_outcome(command: Command, record: CommandRecord) -> None:
     outcome = command.outcome
     if outcome is PENDING:
-        return "not settled"
-    return f"{type(outcome.error).__name__}: {outcome.text}" if type(outcome) is Failure else None
+        record.error = "not settled"
+    elif type(outcome) is Failure:
+        record.error_type = type(outcome.error)
+        record.error = f"{record.error_type.__name__}: {outcome.text}"

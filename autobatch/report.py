@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from types import CodeType, TracebackType
 from typing import Any, Self
 
@@ -152,10 +152,13 @@ class CommandRecord:
         transaction: which of the flush's transactions it is a part of, from 0; None: of none.
         sent: how often it was sent; more than 1 if it had to be sent again.
         error: what it failed with, without what may be secret; None if it has a value.
+        error_type: the class of that.
         contexts: what `on_call` of each subscription returned when it was called.
         callers: the lines that led to `place`, the nearest first; a few of them.
         needs: those whose values were passed to it, as far as that was seen: where batching is
             only suggested.
+        arguments: all of it, if a subscription asked for that; a registered script's source stands
+            in place of its digest.
     """
 
     name: str
@@ -168,9 +171,11 @@ class CommandRecord:
     transaction: int | None = None
     sent: int = 1
     error: str | None = None
+    error_type: type[BaseException] | None = None
     contexts: dict[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
     callers: tuple[Place, ...] = dataclasses.field(default=(), repr=False)
     needs: tuple[CommandRecord, ...] = dataclasses.field(default=(), repr=False)
+    arguments: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.name if self.key is None else f"{self.name} {self.key}"
@@ -214,6 +219,9 @@ class FlushRecord:
             awaits one in the same tick.
         divided: whether something that sends what waits, such as `flush()`, came between the
             flush before and the first of these commands.
+        contexts: what `on_call` of each subscription returned when the flush was caused.
+        through_redis_py: it went through redis-py's own `execute_command`, where other libraries
+            may have seen it.
     """
 
     scope: ScopeRecord = dataclasses.field(repr=False)
@@ -228,6 +236,8 @@ class FlushRecord:
     exchanges: int = 0
     forces: list[Force] = dataclasses.field(default_factory=list, repr=False)
     divided: bool = dataclasses.field(default=False, repr=False)
+    contexts: Mapping[Subscription, Any] = dataclasses.field(default_factory=dict, repr=False)
+    through_redis_py: bool = False
 
     @property
     def size(self) -> int:
@@ -272,6 +282,20 @@ class FlushRecord:
         )
 
 
+class _LastFlushes(collections.deque[FlushRecord]):
+    """Forgets the first ones for the sake of memory: a scope may have a million commands."""
+
+    _commands = 0  # at least so many are kept
+
+    def append(self, flush: FlushRecord) -> None:
+        super().append(flush)
+        self._commands += len(flush.commands)
+        if self._commands > _KEPT_COMMANDS:
+            self._commands = sum(len(one.commands) for one in list(self))
+            while self._commands > _KEPT_COMMANDS and len(self) > 1:
+                self._commands -= len(self.popleft().commands)
+
+
 @dataclasses.dataclass(slots=True)
 class ScopeRecord:
     """One scope, with what its flushes did.
@@ -281,8 +305,9 @@ class ScopeRecord:
         parent: the name of the scope around it, if it has one.
         opened, closed: when, in seconds of `time.perf_counter()`; `closed` is 0 while it is open.
         at: when it was opened, in seconds of `time.time()`.
-        flushes: the last thousand of them, in order.
+        flushes: the last thousand of them, in order; fewer if these have very many commands.
         commands, round_trips: of all its flushes.
+        number: another one for each scope of a process.
     """
 
     name: str
@@ -291,10 +316,11 @@ class ScopeRecord:
     closed: float = 0.0
     at: float = dataclasses.field(default_factory=time.time)
     flushes: collections.deque[FlushRecord] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=_KEPT)
+        default_factory=lambda: _LastFlushes(maxlen=_KEPT)
     )
     commands: int = 0
     round_trips: int = 0
+    number: int = dataclasses.field(default_factory=itertools.count(1).__next__)
 
     def add(self, flush: FlushRecord) -> None:
         """Count a flush that has ended, and keep it."""
@@ -317,6 +343,19 @@ class ScopeRecord:
         return self.commands - self.round_trips
 
 
+def server_timing(scope: ScopeRecord) -> str:
+    """Return what a response's `Server-Timing` header tells of a scope up to now.
+
+    Source of the form: https://www.w3.org/TR/server-timing/.
+    """
+    # One may be on its way: of another thread, or of a task that was not awaited.
+    flushes = [flush for flush in list(scope.flushes) if flush.finished]
+    milliseconds = 1000 * sum(flush.duration for flush in flushes)
+    commands = counted(sum(len(flush.commands) for flush in flushes), "command")
+    round_trips = counted(sum(flush.round_trips for flush in flushes), "round trip")
+    return f'redis;dur={milliseconds:.2f};desc="{commands}, {round_trips}"'
+
+
 class Subscription:
     """Somebody who hears of flushes, until `cancel()`, or until the end of a `with` block."""
 
@@ -325,10 +364,13 @@ class Subscription:
         on_flush: Callable[[FlushRecord], object] | None,
         on_scope: Callable[[ScopeRecord], object] | None,
         on_call: Callable[[], Any] | None,
+        *,
+        arguments: bool,
     ) -> None:
         self.on_flush = on_flush
         self.on_scope = on_scope
         self.on_call = on_call
+        self.arguments = arguments
 
     def cancel(self) -> None:
         """Hear of nothing any more."""
@@ -361,6 +403,7 @@ def subscribe(
     *,
     on_scope: Callable[[ScopeRecord], object] | None = None,
     on_call: Callable[[], Any] | None = None,
+    arguments: bool = False,
 ) -> Subscription:
     """Hear of the flushes of all scopes that are opened from now on.
 
@@ -371,8 +414,9 @@ def subscribe(
     Args:
         on_flush: called with the record of each flush when its last reply is there.
         on_scope: called with the record of each scope when it has ended and all is settled.
-        on_call: called when a command is called in such a scope. What it returns is kept in
-            `CommandRecord.contexts`, under the subscription.
+        on_call: called when a command is called in such a scope, and when something causes a
+            flush. What it returns is kept in the `contexts` of the records, under the subscription.
+        arguments: keep the arguments of commands, values included, in `CommandRecord.arguments`.
 
     Returns:
         The subscription, which can be cancelled; it is a context manager, too.
@@ -383,7 +427,7 @@ def subscribe(
     given = [one for one in (on_flush, on_scope, on_call) if one is not None]
     if not given or not all(map(callable, given)):
         raise TypeError("subscribe() takes what to call with each record, such as print")
-    subscription = Subscription(on_flush, on_scope, on_call)
+    subscription = Subscription(on_flush, on_scope, on_call, arguments=arguments)
     with _changing:
         _set_subscriptions((*subscriptions, subscription))
     return subscription
@@ -412,6 +456,11 @@ def contexts_of_call() -> dict[Subscription, Any]:
     return contexts
 
 
+def wants_arguments() -> bool:
+    """Return whether a subscriber wants the arguments of commands."""
+    return any(one.arguments for one in subscriptions)
+
+
 def log(record: FlushRecord) -> None:
     """Log a flush at level DEBUG, by the logger `autobatch.report`: `subscribe(log)`."""
     logger.debug("%s", record)
@@ -436,3 +485,4 @@ class Ring:
 
 _SHOWN = 10
 _KEPT = 1000
+_KEPT_COMMANDS = 50_000

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.promise import printable
-from autobatch.recording import own_scope
-from autobatch.report import Reason
+from autobatch.recording import own_scope, record_of
+from autobatch.report import Reason, server_timing
 from autobatch.scope import (
     MAX_BYTES,
     MAX_COMMANDS,
@@ -22,6 +22,8 @@ from autobatch.scope import (
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from autobatch.panel import Panel
 
 # In the request's environment: it is batched already, by a middleware outside this one.
 MARK = "autobatch.scope"
@@ -45,14 +47,31 @@ class BatchMiddleware:
         max_commands: int = MAX_COMMANDS,
         max_bytes: int = MAX_BYTES,
         suggest: bool | None = None,
+        server_timing: bool = False,
+        panel: Panel | None = None,
     ) -> None:
-        """Wrap `app`; the limits and `suggest` are those of `autobatch.batch`."""
+        """Wrap an application.
+
+        Args:
+            app: what to wrap.
+            max_commands: as for `autobatch.batch`.
+            max_bytes: likewise.
+            suggest: likewise.
+            server_timing: tell in each response's `Server-Timing` header how long its Redis calls
+                took, up to its start. This tells clients of what stands behind the application.
+            panel: the debug panel to serve at its path, for development.
+        """
         self.app = app
         self._limits = max_commands, max_bytes
         self._suggest = suggest
+        self._server_timing = server_timing
+        self._panel = panel
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, as WSGI wants it."""
+        panel = self._panel
+        if panel is not None and panel.serves(_text(environ.get("PATH_INFO", ""))):
+            return _show(panel, environ, start_response)
         if MARK in environ:
             return self.app(environ, start_response)
         context = contextvars.copy_context()
@@ -65,11 +84,13 @@ class BatchMiddleware:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         step_aside()
-        own = own_scope(_name_of, environ, *self._limits, suggest=self._suggest)
+        timed = self._server_timing
+        own = own_scope(_name_of, environ, *self._limits, suggest=self._suggest, recorded=timed)
         environ[MARK] = own
+        late = _LateStart(start_response, own) if timed else None
         ambient.set(own)  # in the request's own context, which ends with it
         try:
-            body = self.app(environ, start_response)
+            body = self.app(environ, late or start_response)
             if type(body) is list and not FUTURE_TYPES.isdisjoint(map(type, body)):
                 body = [unwrap(chunk) for chunk in body]
         except BaseException as error:
@@ -90,13 +111,68 @@ class BatchMiddleware:
                 surface(failures + own.close(), error)
                 raise
             surface(failures + own.close())
+        start = _nothing if late is None else late.start
+        start()
         if complete:
             return body
-        return Body(body, context, own, _name_of(environ))
+        return Body(body, context, own, _name_of(environ), start=start)
+
+
+def _show(panel: Panel, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    method, client = environ["REQUEST_METHOD"], environ.get("REMOTE_ADDR")
+    status, about, body = panel.answer(method, client, headers)
+    start_response(f"{status.value} {status.phrase}", list(about.items()))
+    return [body]
+
+
+class _LateStart:
+    """A `start_response` that waits for the flush, whose time a header is to tell."""
+
+    def __init__(self, start_response: StartResponse, own: OwnScope) -> None:
+        self._start_response = start_response
+        self._own = own
+        self._given: tuple[Any, ...] | None = None
+        self._write: Callable[[bytes], object] | None = None
+
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], *exc_info: Any
+    ) -> Callable[[bytes], object]:
+        if self._write is not None:  # the server decides whether it is too late
+            self._write = self._start_response(status, headers, *exc_info)
+            return self.write
+        if self._given is not None and not any(exc_info):
+            raise AssertionError("start_response() was called twice, and without exc_info")
+        self._given = status, headers, *exc_info
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        self.start()
+        assert self._write is not None
+        self._write(data)
+
+    def start(self) -> None:
+        """Start the response, if the application has said how and it is not started."""
+        if self._given is not None:
+            (status, headers, *exc_info), self._given = self._given, None
+            record = record_of(self._own)
+            if record is not None and record.flushes:
+                headers = [*headers, ("Server-Timing", server_timing(record))]
+            self._write = self._start_response(status, headers, *exc_info)
 
 
 def _name_of(environ: WSGIEnvironment) -> str:
-    return printable(f"{environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}")
+    path = _text(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    return printable(f"{environ.get('REQUEST_METHOD')} {path}")
+
+
+def _text(native: str) -> str:
+    """Return a text of the environment, which has its bytes as characters of Latin-1."""
+    return native.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _is_complete(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
@@ -125,6 +201,7 @@ class Body:
         name: str,
         *,
         started: bool = False,
+        start: Callable[[], None] = _nothing,
     ) -> None:
         """Wrap `body`.
 
@@ -134,6 +211,7 @@ class Body:
             own: the request's scope.
             name: what to call the request in the log.
             started: the response cannot change any more, so errors are logged.
+            start: starts the response, if that has waited for the first flush.
         """
         self._body = body
         self._chunks: Iterator[bytes] | None = None
@@ -141,6 +219,7 @@ class Body:
         self._own = own
         self._name = name
         self._started = started
+        self._start = start
 
     def __iter__(self) -> Body:
         return self
@@ -171,6 +250,7 @@ class Body:
         else:
             surface(self._own.unseen())
             self._started = True
+            self._start()
 
     def close(self) -> None:
         self._run(self._close)

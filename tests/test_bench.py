@@ -69,7 +69,7 @@ CONTENDERS = {
     "asyncio-lone": {"autobatch", "redis.asyncio", "coredis", "valkey-glide"},
     "asgi": {"with BatchMiddleware", "bare application"},
     "wsgi": {"with BatchMiddleware", "bare application"},
-    "records": {"off", "records on", "records and advice"},
+    "records": {"off", "panel on", "recorded to a file", "records and advice", "records on"},
     "cluster-50": ON_A_CLUSTER,
     "cluster-500": ON_A_CLUSTER,
     "cluster-asyncio-50": ASYNCIO_ON_A_CLUSTER,

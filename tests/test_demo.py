@@ -30,7 +30,7 @@ pytestmark = pytest.mark.server
 def start(*arguments):
     """Start it in a process group of its own, as a shell does."""
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", *arguments],
+        [sys.executable, "-m", "autobatch", "demo", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

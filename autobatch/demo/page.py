@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from examples.demo import WAYS
-from examples.demo.front import DAY, Card, Front
+from autobatch.demo import WAYS
+from autobatch.demo.front import DAY, Card, Front
 
 REQUESTS_A_MINUTE = 10_000
 

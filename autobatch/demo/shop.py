@@ -11,7 +11,7 @@ from typing import Any
 from redis import Redis
 
 from autobatch import batch
-from examples.demo.front import DAY, HOUR, MINUTE, SHELF, WEEK, Card, Front
+from autobatch.demo.front import DAY, HOUR, MINUTE, SHELF, WEEK, Card, Front
 
 
 class Shop:

@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline
 
-from examples.demo.front import DAY, HOUR, MINUTE, SHELF, WEEK, Card, Front
+from autobatch.demo.front import DAY, HOUR, MINUTE, SHELF, WEEK, Card, Front
 
 REPLIES_OF_FRONT = 14
 REPLIES_OF_CARD = 10

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from html import escape
 
-from examples.demo import REQUESTS, WAYS
-from examples.demo.link import RoundTrip
-from examples.demo.measure import Row, Visit
-from examples.demo.page import document, plural
+from autobatch.demo import REQUESTS, WAYS
+from autobatch.demo.link import RoundTrip
+from autobatch.demo.measure import Row, Visit
+from autobatch.demo.page import document, plural
 
 _MOST_TICKS = 7
 _LANE = 24  # the height of its bars

@@ -9,9 +9,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 import autobatch.asyncio
-from examples.demo import piped
-from examples.demo.front import Front
-from examples.demo.shop import Shop
+from autobatch.demo import piped
+from autobatch.demo.front import Front
+from autobatch.demo.shop import Shop
 
 
 async def front_plain(redis: Redis, visitor: str) -> Front:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from examples.demo import GROUPS, WAYS
-from examples.demo.link import Link, RoundTrip
+from autobatch.demo import GROUPS, WAYS
+from autobatch.demo.link import Link, RoundTrip
 
 
 @dataclass(frozen=True)

