@@ -145,6 +145,7 @@ def test_a_subclass_keeps_its_say(ours, proxy, on):
     assert proxy.names == [["SET", "GET"]]
 
 
+@pytest.mark.server
 def test_a_client_of_sentinel(on):
     """Which asks the sentinels by clients of its own: those are left alone."""
     with Watched() as watched:
