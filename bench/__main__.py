@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
     names = [benchmark.name for benchmark in BENCHMARKS + CLUSTER_BENCHMARKS] + [web.NAME]
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how many ({ROUNDS})")
     parser.add_argument("--only", choices=names, action="append", help="run this one")
     parser.add_argument("--out", type=Path, help="where to write latest.json and chart.svg")
     options = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
         print(report.heading(machine))
         results = []
         for benchmark, port in served(server.port, only):
-            rounds = QUICK_ROUNDS if options.quick else ROUNDS
+            rounds = QUICK_ROUNDS if options.quick else options.rounds
             results.append(measure(benchmark, port, rounds))
             print("\n" + report.table(results[-1]))
         applications = []
@@ -64,6 +65,7 @@ def main() -> None:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         command = ["python -m bench"] + ["--quick"] * options.quick
+        command += [f"--rounds {options.rounds}"] * (options.rounds != ROUNDS)
         command += [f"--only {name}" for name in options.only or ()]
         document = report.as_json(" ".join(command), machine, results, applications)
         (out / "latest.json").write_text(document, encoding="utf-8")
