@@ -334,6 +334,62 @@ def test_without_a_panel_the_path_is_the_applications(make, client):
     assert not report.listening
 
 
+def fastapi_site(**options):
+    from fastapi import FastAPI
+
+    from autobatch.integrations.fastapi import install
+
+    app = FastAPI()
+    install(app, **options)
+    return app
+
+
+def litestar_site(**options):
+    from litestar import Litestar
+
+    from autobatch.integrations.litestar import BatchPlugin
+
+    return BatchMiddleware(Litestar(plugins=[BatchPlugin()]), **options)
+
+
+def quart_site(**options):
+    from quart import Quart
+
+    from autobatch.integrations.quart import install
+
+    app = Quart("site")
+    install(app, **options)
+    return app
+
+
+def flask_site(**options):
+    from flask import Flask
+
+    from autobatch.integrations.flask import install
+
+    app = Flask("site")
+    install(app, **options)
+    return app
+
+
+@pytest.mark.parametrize("site", [fastapi_site, litestar_site, quart_site, flask_site])
+def test_the_frameworks_set_up_takes_it(panel, site):
+    framework = site.__name__.removesuffix("_site")
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip(framework)
+    app = site(panel=panel)
+    if framework == "flask":
+        answer = httpx.Client(transport=httpx.WSGITransport(app)).get("http://localhost/_panel")
+    else:
+
+        async def get():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+                return await client.get("http://localhost/_panel")
+
+        answer = asyncio.run(get())
+    assert (answer.status_code, "Where the round trips went" in answer.text) == (200, True)
+
+
 # ---- Server-Timing -----------------------------------------------------------------------
 
 

@@ -18,18 +18,12 @@ from autobatch.asyncio import resolve
 from autobatch.integrations.returning import plain
 from autobatch.report import Reason
 from autobatch.resolve import resolve as resolve_now
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS, open_scope, surface, whole_of
+from autobatch.scope import open_scope, surface, whole_of
 
 _MARK = "__autobatch_plain__"
 
 
-def install(
-    app: FastAPI,
-    *,
-    max_commands: int = MAX_COMMANDS,
-    max_bytes: int = MAX_BYTES,
-    suggest: bool | None = None,
-) -> None:
+def install(app: FastAPI, **options: Any) -> None:
     """Make every request of an application a scope, and let its endpoints return Futures.
 
     It holds for all routes: those that the application has, those that it gets later, and those of
@@ -37,13 +31,9 @@ def install(
 
     Args:
         app: the application, which has not started yet.
-        max_commands: as of `autobatch.batch`.
-        max_bytes: as of `autobatch.batch`.
-        suggest: as of `autobatch.batch`.
+        options: those of `autobatch.asgi.BatchMiddleware`.
     """
-    app.add_middleware(
-        BatchMiddleware, max_commands=max_commands, max_bytes=max_bytes, suggest=suggest
-    )
+    app.add_middleware(BatchMiddleware, **options)
     _adopt(app.router)
 
 

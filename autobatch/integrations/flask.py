@@ -35,7 +35,7 @@ def install(app: Flask, **options: Any) -> None:
 
     Args:
         app: the application.
-        options: `max_commands`, `max_bytes` and `suggest`, as for `autobatch.batch`.
+        options: those of `autobatch.wsgi.BatchMiddleware`.
     """
     if _NAME in app.extensions:
         return

@@ -19,25 +19,18 @@ from autobatch.asgi import BatchMiddleware
 from autobatch.asyncio import resolve
 from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.integrations.returning import settle
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS
 
 
 class BatchPlugin(InitPlugin, ReceiveRoutePlugin):
     """Makes every request a scope, and lets handlers return Futures."""
 
-    def __init__(
-        self,
-        *,
-        max_commands: int = MAX_COMMANDS,
-        max_bytes: int = MAX_BYTES,
-        suggest: bool | None = None,
-    ) -> None:
-        """Create the plugin; the limits and `suggest` are those of `autobatch.batch`."""
-        self._options = {
-            "max_commands": max_commands,
-            "max_bytes": max_bytes,
-            "suggest": suggest,
-        }
+    def __init__(self, **options: Any) -> None:
+        """Create the plugin; the options are those of `autobatch.asgi.BatchMiddleware`.
+
+        But for `panel`: Litestar asks the middleware for its own routes alone, so the application
+        is wrapped as a whole, `BatchMiddleware(app, panel=...)`, beside the plugin.
+        """
+        self._options = options
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Add the middleware, outside the application's own."""

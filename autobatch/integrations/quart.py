@@ -43,7 +43,7 @@ def install(app: Quart, **options: Any) -> None:
 
     Args:
         app: the application.
-        options: `max_commands`, `max_bytes` and `suggest`, as for `autobatch.batch`.
+        options: those of `autobatch.asgi.BatchMiddleware`.
     """
     if _NAME in app.extensions:
         return
