@@ -74,7 +74,15 @@ def advise(scope: ScopeRecord) -> list[Advice]:
 
     Args:
         scope: its record, as `subscribe(on_scope=...)` gives it.
+
+    Raises:
+        TypeError: it is a scope itself, which keeps no record.
     """
+    if not isinstance(scope, ScopeRecord):
+        raise TypeError(
+            "advice takes the record of a scope, which autobatch.report.subscribe(on_scope=...) "
+            f"gives when the scope has ended, not {type(scope).__name__}"
+        )
     # Of a single flush, nothing can be spared.
     return _Adviser(scope).advices() if len(scope.flushes) > 1 else []
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import redis
 
 from autobatch.command import Command, ScriptCall
+from autobatch.errors import NoLoop
 from autobatch.promise import Failure, run_all
 
 
@@ -393,6 +394,8 @@ def reason_of(cause: BaseException) -> str:
     """Return in a few words why a reply was lost, or a command not sent."""
     if isinstance(cause, redis.TimeoutError):
         return "timeout"
+    if isinstance(cause, NoLoop):
+        return "no event loop"
     if isinstance(cause, Exception):
         return "connection failure"
     return type(cause).__name__

@@ -45,7 +45,7 @@ class _Undelivered(AutobatchError, RedisConnectionError):
         Code written for redis-py tells `TimeoutError` from `ConnectionError` and from
         `AuthenticationError`; it must keep working, whichever of them was the reason.
         """
-        cause_type = type(cause) if isinstance(cause, RedisError) else None
+        cause_type = type(cause) if isinstance(cause, RedisError | NoLoop) else None
         error = _rebuild(cls, cause_type, (f"{message}: {cause}" if cause else message,))
         error.__cause__ = cause
         return error
@@ -71,9 +71,10 @@ def _rebuild(base: Any, cause: type | None, args: tuple[Any, ...]) -> _Undeliver
     return error
 
 
-@functools.cache  # bounded by the number of redis-py's error classes
+@functools.cache  # bounded by the number of error classes
 def _with_cause(base: Any, cause: type | None) -> Any:
-    if cause is None or issubclass(base, cause) or issubclass(cause, AutobatchError):
+    # A NotSent that was caused by an OutcomeUnknown is not one.
+    if cause is None or issubclass(base, cause) or issubclass(cause, _Undelivered | CrossSlot):
         return base
     bases = (base, cause)
     return type(base.__name__, bases, {"__module__": base.__module__, "cause_type": cause})

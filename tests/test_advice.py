@@ -334,3 +334,12 @@ def test_a_long_scope(client, proxy, plain):
     (loop,) = advise(scope)
     assert (loop.round_trips, loop.possible) == (1200, 201)
     assert now == 1200
+
+
+@pytest.mark.parametrize("function", [advise, possible])
+def test_a_scope_itself_is_no_record(client, function):
+    """What `with batch() as scope` gives is not looked through: it says where the record is."""
+    with autobatch.batch() as scope:
+        client.get("a")
+    with pytest.raises(TypeError, match=r"subscribe\(on_scope=\.\.\.\)"):
+        function(scope)

@@ -22,7 +22,7 @@ import redis.asyncio
 
 import autobatch
 from autobatch import batch, resolve, unwrap
-from autobatch.errors import AutobatchError, NotReady, NotSent
+from autobatch.errors import AutobatchError, NoLoop, NotReady, NotSent
 from autobatch.future import AsyncFuture
 from autobatch.testing import Hold, HoldRequests, Proxy
 from looping import eventually, in_loop, reports, tidy
@@ -568,8 +568,9 @@ async def test_called_in_a_thread(client, proxy, plain):
         assert await future == 1
     assert proxy.names == [["INCRBY", "INCRBY"]]
     assert await asyncio.to_thread(lambda: asyncio.run(client.incr("n"))) == 3
-    with pytest.raises(NotSent, match="running event loop"):
+    with pytest.raises(NotSent, match="not sent: no event loop") as info:
         (await asyncio.to_thread(increment)).value
+    assert isinstance(info.value, NoLoop)
 
 
 @in_loop
