@@ -119,7 +119,7 @@ class Future:
 
     def __str__(self) -> str:
         # Logging must never flush: a record with a pending Future says that it is pending.
-        if _promise(self).outcome is PENDING and _is_logging(sys._getframe(1)):  # noqa: SLF001
+        if _promise(self).outcome is PENDING and _is_logging(sys._getframe().f_back):  # noqa: SLF001
             return repr(self)
         return str(_promise(self).get())
 
@@ -136,8 +136,10 @@ class Future:
 
     @property  # type: ignore[misc]  # isinstance() asks for it where type() says no
     def __class__(self) -> Any:
-        if _promise(self).outcome is PENDING and _is_logging(sys._getframe(2)):  # noqa: SLF001
-            return Future  # a record asks whether its one argument is a mapping
+        if _promise(self).outcome is PENDING:
+            caller = sys._getframe().f_back  # noqa: SLF001  # there may be none, or no other
+            if caller is not None and _is_logging(caller.f_back):
+                return Future  # a record asks whether its one argument is a mapping
         return type(_promise(self).get())
 
     @property

@@ -270,7 +270,11 @@ def _in_scopes(original: Any, batched: Any, *, asynchronous: bool) -> Any:
         modules = _modules
         if scope is None or scope.closed or modules is None or _views[type(self)] is None:
             return original(self, *args, **kwargs)
-        way = modules.way_of(sys._getframe(1))  # public in all but name
+        try:
+            caller = sys._getframe(1)  # public in all but name
+        except ValueError:  # a thread or a greenlet that starts in redis-py
+            caller = None
+        way = modules.way_of(caller)
         if way is Way.BATCHED:
             return batched(_view_of(self), *args, **kwargs)
         call = functools.partial(original, self, *args, **kwargs)
@@ -328,8 +332,9 @@ def _set_response_callback(original: Any, batched: Any, **__: Any) -> Any:
 
 def _close(original: Any, *_: Any, **__: Any) -> Any:
     def close(self: Any, *args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe().f_back  # none where atexit calls
         # The garbage collector must not flush.
-        if _is_client(self) and sys._getframe(1).f_code.co_name != "__del__":
+        if _is_client(self) and (caller is None or caller.f_code.co_name != "__del__"):
             step_aside()
         return original(self, *args, **kwargs)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import collections.abc
 import contextlib
 import copy
@@ -15,6 +16,7 @@ import operator
 import os
 import pickle
 import pprint
+import queue
 import sys
 import weakref
 from decimal import Decimal
@@ -26,6 +28,7 @@ from hypothesis import strategies as st
 
 from autobatch.future import Future, future_of, promise_of, unwrap
 from autobatch.promise import Failure, Promise
+from common import PATIENCE
 from pending import Keeper, later, now
 
 # Every kind of value that a reply is, or that a response callback makes of one.
@@ -553,6 +556,25 @@ def test_a_settled_one_is_logged_as_its_value(caplog):
     caplog.set_level(logging.INFO)
     logging.getLogger("shop").info("got %s, %d", now("a"), now(3))
     assert caplog.messages == ["got a, 3"]
+
+
+@pytest.mark.parametrize("look", ["str(future)", "isinstance(future, str)", "future.__class__"])
+@pytest.mark.parametrize("line", [True, False], ids=["a line", "no line"])
+def test_looked_at_by_the_outermost_line(look, line):
+    """As at the top of a script, or where a thread or a greenlet begins with a builtin."""
+    future = Keeper().future("a")
+    builtins = {
+        "str(future)": map(str, [future]),
+        "isinstance(future, str)": map(isinstance, [future], [str]),
+        "future.__class__": map(operator.attrgetter("__class__"), [future]),
+    }
+    looked = map(eval, [look], [{"future": future}]) if line else builtins[look]
+    seen = queue.SimpleQueue()
+    # All of this is C: no frame of Python is outside of what looks.
+    _thread.start_new_thread(all, (map(seen.put, looked),))
+    assert seen.get(timeout=PATIENCE) == {"str(future)": "a", "future.__class__": str}.get(
+        look, True
+    )
 
 
 def test_repr_tells_the_state():

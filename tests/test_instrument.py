@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
+import contextvars
 import gc
+import operator
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -589,6 +593,19 @@ def test_the_environment_variable(server, value, names):
             [sys.executable, "-c", PROGRAM, str(proxy.port)], env=environment, check=True
         )
         assert [sent for sent in proxy.names if "SET" in sent] == names
+
+
+def test_called_where_no_line_of_python_is_outside(proxy, ours, on):
+    """As `atexit.register(client.close)`, or a thread or a greenlet that begins with a call."""
+    with batch():
+        # All of this is C, in a context that is inside the scope.
+        call = map(contextvars.copy_context().run, [ours.execute_command], ["INCR"], ["n"])
+        answers = queue.SimpleQueue()
+        _thread.start_new_thread(all, (map(answers.put, call),))
+        assert answers.get(timeout=PATIENCE) == 1
+    closed = map(operator.methodcaller("close"), [ours])
+    _thread.start_new_thread(all, (map(answers.put, closed),))
+    assert answers.get(timeout=PATIENCE) is None
 
 
 # ---- asyncio ---------------------------------------------------------------------------------
