@@ -217,6 +217,12 @@ class Boundary:
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return `function` with this boundary around each call of it."""
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(
+                "batch decorates functions and methods, below @classmethod and @property. It takes "
+                "no client: `with autobatch.batch():` is a scope of all of them. This is "
+                f"{type(function).__module__}.{type(function).__qualname__}"
+            )
         wrapper: Any
         if inspect.isasyncgenfunction(function):
             wrapper = self._around_async_generator(function)
@@ -393,6 +399,7 @@ def batch(
 
     Raises:
         ValueError: `on_error` is neither, or a limit is less than 1.
+        TypeError: `function` is none.
         AutobatchError: a scope of its own was to be opened inside an atomic block.
         NotReady: a value was needed inside its own atomic block.
         Exception: at the end of the outermost scope, the first error of a command that nobody

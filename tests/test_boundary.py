@@ -105,6 +105,19 @@ def test_a_decorated_function_is_a_scope(client, proxy):
     assert proxy.names == [["SET", "GET"], ["GET"], ["DEL"]]
 
 
+@pytest.mark.parametrize("thing", ["a name", property(len), classmethod(len), threading.Thread])
+def test_it_decorates_functions_alone(thing):
+    """What stands above a decorator, or is no function at all, is refused where it is given."""
+    with pytest.raises(TypeError, match="batch decorates functions and methods"):
+        autobatch.batch(thing)
+
+
+def test_a_client_is_no_argument(client):
+    """A scope is that of all clients."""
+    with pytest.raises(TypeError, match="takes no client"):
+        autobatch.batch(client)
+
+
 def test_decorated_functions_join_the_scope_around_them(client, proxy):
     @autobatch.batch
     def inner(key):
