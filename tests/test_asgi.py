@@ -24,6 +24,7 @@ import httpx  # noqa: E402
 from websockets.exceptions import ConnectionClosedError  # noqa: E402
 from websockets.sync import client as websockets  # noqa: E402
 
+from common import PATIENCE  # noqa: E402
 from serving import eventually, serve  # noqa: E402
 
 VISIT = ["INCRBY", "EXPIRE", "SADD"]
@@ -270,10 +271,10 @@ def test_each_message_of_a_websocket_is_a_batch(site, connect, plain):
     """An answer ends it, or waiting for the next message; and so does the end."""
     with connect("/echo") as websocket:
         websocket.send("one")
-        assert websocket.recv() == "one"
+        assert websocket.recv(PATIENCE) == "one"
         websocket.send("silent")
         websocket.send("two")
-        assert websocket.recv() == "two"
+        assert websocket.recv(PATIENCE) == "two"
         websocket.send("quit")
         assert eventually(lambda: plain.lrange("log", -1, -1) == ["bye"])
     assert site.proxy.names == [["INCRBY", "RPUSH"]] * 3 + [["RPUSH"]]
@@ -292,7 +293,7 @@ def test_an_error_is_raised_at_the_next_message_of_a_websocket(site, connect):
     with connect("/echo/fail") as websocket:
         for text in ("hello", "silent"):
             websocket.send(text)
-            assert websocket.recv() == "failed: WRONGTYPE"
+            assert websocket.recv(PATIENCE) == "failed: WRONGTYPE"
         assert "unseen error" not in site.log
         websocket.send("quit")
         logged = "unseen error in WEBSOCKET /echo/fail: ResponseError: WRONGTYPE"
@@ -305,7 +306,7 @@ def test_an_error_that_a_websocket_does_not_catch_ends_it(site, connect):
     with connect("/echo/uncaught") as websocket:
         websocket.send("hello")
         with pytest.raises(ConnectionClosedError):
-            websocket.recv()
+            websocket.recv(PATIENCE)
     assert site.logs("ResponseError: WRONGTYPE")
 
 

@@ -12,6 +12,7 @@ for needed in ("httpx", "starlette", "websockets", "uvicorn", "hypercorn", "gran
 from websockets.exceptions import ConnectionClosed  # noqa: E402
 from websockets.sync import client as websockets  # noqa: E402
 
+from common import PATIENCE  # noqa: E402
 from serving import ASGI_SERVERS, TESTS, eventually, serve, serve_asgi  # noqa: E402
 
 VISIT = ["INCRBY", "EXPIRE", "SADD"]
@@ -168,10 +169,10 @@ def test_each_message_of_a_websocket_is_a_batch(site, connect, plain):
     """An answer ends it, or waiting for the next message; and so does the end."""
     with connect("/echo") as websocket:
         websocket.send("one")
-        assert websocket.recv() == "one"
+        assert websocket.recv(PATIENCE) == "one"
         websocket.send("silent")
         websocket.send("count")
-        assert websocket.recv() == "3"
+        assert websocket.recv(PATIENCE) == "3"
         websocket.send("quit")
         assert eventually(lambda: plain.lrange("log", -1, -1) == ["bye"])
     assert site.proxy.names == [["INCRBY", "RPUSH"]] * 3 + [["RPUSH"]]
@@ -188,9 +189,9 @@ def test_an_error_in_a_websocket_is_raised_at_the_next_message(site, connect):
     """Where there is none, it is logged."""
     with connect("/echo/fail") as websocket:
         websocket.send("hello")
-        assert websocket.recv() == "failed: WRONGTYPE"
+        assert websocket.recv(PATIENCE) == "failed: WRONGTYPE"
         with pytest.raises(ConnectionClosed):
-            websocket.recv()
+            websocket.recv(PATIENCE)
     assert site.logs("unseen error in WEBSOCKET /echo/fail: ResponseError: WRONGTYPE")
     assert site.proxy.names == [FAIL] * 2
 

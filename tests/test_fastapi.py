@@ -17,7 +17,7 @@ from websockets.sync import client as websockets  # noqa: E402
 from apps import fastapi_site  # noqa: E402
 from apps.fastapi_site import CONTENTS, KINDS, build  # noqa: E402
 from autobatch.integrations.fastapi import install  # noqa: E402
-from common import eventually  # noqa: E402
+from common import PATIENCE, eventually  # noqa: E402
 from serving import serve  # noqa: E402
 
 FAIL = ["SET", "LPUSH"]
@@ -241,7 +241,7 @@ def test_each_message_of_a_websocket_is_one_batch(site):
     with websockets.connect(site.url.replace("http", "ws") + "/socket") as socket:
         for number in (1, 2):
             socket.send("hello")
-            assert json.loads(socket.recv()) == {"length": number, "views": number}
+            assert json.loads(socket.recv(PATIENCE)) == {"length": number, "views": number}
         socket.send("quit")
     assert sorted(site.proxy.names) == [["INCRBY"]] * 2 + [["RPUSH", "LLEN"]] * 2
 

@@ -636,6 +636,12 @@ def imports_of(expression):
     return modules
 
 
+def msgspec_error():
+    """Return what msgspec raises, which became a ValueError later."""
+    msgspec = sys.modules.get("msgspec")
+    return ValueError if msgspec is None else msgspec.ValidationError
+
+
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_what_it_says_of_functions_is_true(client, name):
     """They work with the value, not with its Future, and the linter knows."""
@@ -649,7 +655,7 @@ def test_what_it_says_of_functions_is_true(client, name):
         if buffer and sys.version_info >= (3, 12):
             assert eval(expression, namespace, {"x": future}) == works
         else:
-            with pytest.raises((TypeError, ValueError)):
+            with pytest.raises((TypeError, ValueError, msgspec_error())):
                 eval(expression, namespace, {"x": future})
     imports = "".join(f"import {module}\n" for module in modules)
     source = f"import redis\n{imports}x = redis.Redis(decode_responses=True).get('a')\n"

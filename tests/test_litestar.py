@@ -15,7 +15,7 @@ from litestar.serialization import decode_msgpack, encode_json  # noqa: E402
 from websockets.sync import client as websockets  # noqa: E402
 
 from apps.litestar_site import CONTENTS, KINDS, BatchPlugin, build  # noqa: E402
-from common import eventually  # noqa: E402
+from common import PATIENCE, eventually  # noqa: E402
 from serving import serve  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,7 @@ def test_each_message_of_a_websocket_is_one_batch(site):
     with websockets.connect(site.url.replace("http", "ws") + "/socket") as socket:
         for number in (1, 2):
             socket.send("hello")
-            assert json.loads(socket.recv()) == {"length": number}
+            assert json.loads(socket.recv(PATIENCE)) == {"length": number}
         socket.send("quit")
     assert site.proxy.names == [["RPUSH", "LLEN"]] * 2
 

@@ -952,7 +952,9 @@ def test_nothing_is_kept_alive(client, plain):
         gc.collect()
         assert [one() for one in kept] == [None] * len(kept)
         assert len(records.flushes) == 1
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Command)]
+    # Of others' commands something may be kept, such as by the traceback of a test.
+    commands = [thing for thing in gc.get_objects() if issubclass(type(thing), Command)]
+    assert not [command for command in commands if {"key1", "dropped"} & {*command.args}]
 
 
 def test_a_scope_record_comes_once(client, records):
