@@ -289,8 +289,8 @@ def test_what_map_calls(client, proxy, plain):
     """It is a dependency that is followed already."""
     plain.set("a", "b")
 
-    def work():
-        assert client.get("a").map(client.get).value is None
+    def work():  # without an assert, which pytest 8.3 rewrites to what no source shows
+        return client.get("a").map(client.get).value
 
     found, least = advised(work, proxy)
     assert least == 2
