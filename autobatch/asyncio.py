@@ -153,7 +153,7 @@ class Asynchronous(Funnel):
             else:
                 value = await self._wire.call(command)
         finally:
-            if report.listening:
+            if report.listening or current() is not None:
                 ran_alone([command], began)
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])

@@ -137,7 +137,7 @@ class ClusteredAsynchronous(Clustered):
         try:
             values = await asyncio.gather(*map(self._wire.call, commands))
         finally:
-            if report.listening:
+            if report.listening or current() is not None:
                 ran_alone(commands, began)
         if call.traits.name == "SCRIPT LOAD":
             self._know_script(call.args[-1])

@@ -75,7 +75,7 @@ class Synchronous(Funnel):
         try:
             value = call(command)
         finally:
-            if report.listening:
+            if report.listening or current() is not None:
                 ran_alone([command], began, through_redis_py=True)
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])

@@ -268,7 +268,12 @@ def _in_scopes(original: Any, batched: Any, *, asynchronous: bool) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         scope = current()
         modules = _modules
-        if scope is None or scope.closed or modules is None or _views[type(self)] is None:
+        if (
+            scope is None
+            or (scope.closed and not scope.hears)
+            or modules is None
+            or _views[type(self)] is None
+        ):
             return original(self, *args, **kwargs)
         try:
             caller = sys._getframe(1)  # public in all but name

@@ -312,7 +312,7 @@ class Recorded(OwnScope):
             return super()._send()
         except BaseException:
             # What was not sent was given up; nothing of it will land.
-            for batch in [batch for batch in self._departures if not batch.entries]:
+            for batch in [batch for batch in list(self._departures) if not batch.entries]:
                 self._land(self._departures.pop(batch))
             raise
 
@@ -398,7 +398,7 @@ class Recorded(OwnScope):
 
 def record_of(scope: OwnScope) -> ScopeRecord | None:
     """Return the record of a scope, if it is recorded."""
-    return scope.record if isinstance(scope, Recorded) else None
+    return scope.record if isinstance(scope, (Recorded, SuggestingScope)) else None
 
 
 class RecordedScope(Recorded):
@@ -529,19 +529,21 @@ _OUTSIDE = ScopeRecord("outside any scope")
 
 
 def ran_alone(commands: Sequence[Command], began: float, *, through_redis_py: bool = False) -> None:
-    """Tell of commands that did not wait, but ran by themselves, all at once.
+    """Tell whoever listens of commands that did not wait, but ran by themselves, all at once.
 
     Args:
         commands: settled.
         began: when that was, in seconds of `time.perf_counter()`.
         through_redis_py: as in `FlushRecord`.
     """
-    contexts = report.contexts_of_call()
-    frame, _ = user_of(sys._getframe(1))  # noqa: SLF001  # public in all but name
     scope: Any = whole_of(current())
     eager = suggesting_now()
     if eager is None and not (isinstance(scope, Recorded) and not scope.closed):
+        if not report.listening:
+            return
         scope = None
+    contexts = report.contexts_of_call()
+    frame, _ = user_of(sys._getframe(1))  # noqa: SLF001  # public in all but name
     places = places_of(lines_of(frame, NO_EDGE if scope is None else scope.edge))
     place = places[0] if places else None
     records = [_record_of(command, began, contexts, None, places[1:]) for command in commands]

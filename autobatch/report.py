@@ -374,8 +374,7 @@ class Subscription:
 
     def cancel(self) -> None:
         """Hear of nothing any more."""
-        with _changing:
-            _set_subscriptions(tuple(one for one in subscriptions if one is not self))
+        _change(lambda before: tuple(one for one in before if one is not self))
 
     def __enter__(self) -> Self:
         return self
@@ -389,13 +388,29 @@ class Subscription:
 # Both are replaced as a whole. `listening` is what the hot paths ask.
 subscriptions: tuple[Subscription, ...] = ()
 listening = False
-_changing = threading.Lock()
+_changing = threading.RLock()
 
 
-def _set_subscriptions(changed: tuple[Subscription, ...]) -> None:
+def _change(change: Callable[[tuple[Subscription, ...]], tuple[Subscription, ...]]) -> None:
     global subscriptions, listening  # noqa: PLW0603  # read by everybody, written here alone
-    subscriptions = changed
-    listening = bool(changed)
+    with _changing:
+        while True:
+            before = subscriptions
+            after = change(before)
+            heard = bool(after)
+            # The garbage collector may have ended one in between, in this very thread.
+            if subscriptions is before:
+                subscriptions = after
+                listening = heard
+                return
+
+
+def _after_fork() -> None:
+    global _changing  # noqa: PLW0603  # a thread that is not here any more may have held it
+    _changing = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def subscribe(
@@ -428,8 +443,7 @@ def subscribe(
     if not given or not all(map(callable, given)):
         raise TypeError("subscribe() takes what to call with each record, such as print")
     subscription = Subscription(on_flush, on_scope, on_call, arguments=arguments)
-    with _changing:
-        _set_subscriptions((*subscriptions, subscription))
+    _change(lambda before: (*before, subscription))
     return subscription
 
 

@@ -78,6 +78,8 @@ class Scope(abc.ABC):
     """The scope that it is a block of."""
     held = False
     """Whether its commands are held back until a block ends, since they run together."""
+    hears = False
+    """Whether it is told of what runs, although it has closed: see suggesting.py."""
 
     @property
     @abc.abstractmethod

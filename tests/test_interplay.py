@@ -1,0 +1,187 @@
+"""What shows batches, together with what changes how they come about."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import redis
+import redis.asyncio
+import valkey
+
+import autobatch
+from autobatch import instrument, report
+from autobatch.advice import possible
+from autobatch.asgi import BatchMiddleware as AsgiMiddleware
+from autobatch.report import Reason
+from autobatch.wsgi import BatchMiddleware as WsgiMiddleware
+from common import PATIENCE
+from looping import in_loop
+from recorded import marked, recording
+
+
+@pytest.fixture
+def records():
+    with recording() as records:
+        yield records
+
+
+@pytest.fixture
+def on():
+    with instrument():
+        yield
+
+
+# ---- instrument() ----------------------------------------------------------------------------
+
+
+def test_records_of_a_client_that_was_instrumented(proxy, plain, on, records):
+    """The lines are the program's."""
+    with redis.Redis(port=proxy.port, decode_responses=True) as client, autobatch.batch():
+        client.set("a", 1)  # sets
+        assert client.get("a") == "1"  # forces
+    (flush,) = records.flushes
+    assert [command.place.line for command in flush.commands] == [marked("sets"), marked("forces")]
+    assert (flush.reason, flush.place.line) == (Reason.FORCED, marked("forces"))
+
+
+def test_suggesting_with_a_client_that_was_instrumented(proxy, plain, on, records):
+    """What it would save is told, although nothing is batched."""
+    with redis.Redis(port=proxy.port, decode_responses=True) as client:
+        with autobatch.batch(suggest=True):
+            assert client.set("a", 1) is True
+            assert type(client.get("a")) is str  # asks
+            assert client.get("missing") is None
+        assert type(client) is redis.Redis
+    assert proxy.names == [["SET"], ["GET"], ["GET"]]
+    (scope,) = records.scopes
+    assert (scope.commands, scope.round_trips, possible(scope)) == (3, 3, 1)
+    assert [flush.reason for flush in scope.flushes] == [Reason.EAGER] * 3
+    assert scope.flushes[1].place.line == marked("asks")
+
+
+def test_suggesting_leaves_modules_that_are_excluded(proxy, plain, records):
+    with instrument(exclude=[__name__]), redis.Redis(port=proxy.port) as client:
+        with autobatch.batch(suggest=True):
+            assert client.set("a", 1) is True
+    assert proxy.names == [["SET"]]
+    assert records.flushes == []
+
+
+def test_suggesting_with_valkeys_client(proxy, plain, on, records):
+    with valkey.Valkey(port=proxy.port, decode_responses=True) as client:
+        with autobatch.batch(suggest=True):
+            assert client.set("a", 1) is True
+            assert type(client.get("a")) is str
+    assert proxy.names == [["SET"], ["GET"]]
+    (scope,) = records.scopes
+    assert (scope.commands, scope.round_trips, possible(scope)) == (2, 2, 1)
+
+
+@in_loop
+async def test_suggesting_with_an_asyncio_client(proxy, plain, on, records):
+    async with redis.asyncio.Redis(port=proxy.port, decode_responses=True) as client:
+        async with autobatch.batch(suggest=True):
+            assert await client.set("a", 1) is True
+            assert type(await client.get("a")) is str
+    assert proxy.names == [["SET"], ["GET"]]
+    scope = records.scopes[0]
+    assert (scope.commands, scope.round_trips, possible(scope)) == (2, 2, 1)
+
+
+def test_suggesting_with_a_cluster(cluster, on, records):
+    with redis.RedisCluster("127.0.0.1", cluster.primaries[0], decode_responses=True) as client:
+        client.get("a")
+        with autobatch.batch(suggest=True):
+            assert client.set("a", 1) is True
+            assert client.mget_nonatomic("a", "b") == ["1", None]
+    (scope,) = records.scopes
+    assert scope.commands == 3
+    assert scope.round_trips == 2
+
+
+# ---- Server-Timing ---------------------------------------------------------------------------
+
+
+def _serve_wsgi(app):
+    started = []
+    body = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *given: started.append(given))
+    assert b"".join(body) == b"done"
+    ((_, headers),) = started
+    return dict(headers).get("Server-Timing", "none")
+
+
+@pytest.mark.parametrize("suggest", [False, True])
+def test_timing_of_a_scope(client, plain, suggest):
+    """The header tells what ran, batched or not."""
+
+    def app(_, start_response):
+        client.set("a", 1)
+        client.get("a")
+        start_response("200 OK", [])
+        return [b"done"]
+
+    told = _serve_wsgi(WsgiMiddleware(app, server_timing=True, suggest=suggest))
+    assert told.endswith('desc="2 commands, 2 round trips"' if suggest else '1 round trip"')
+    assert not report.listening
+
+
+@in_loop
+async def test_timing_of_a_scope_with_asgi(server, plain):
+    sent = []
+
+    async def app(scope, receive, send):
+        async with autobatch.asyncio.Redis(port=server) as client:
+            await client.set("a", 1)
+            await client.get("a")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await AsgiMiddleware(app, server_timing=True, suggest=True)(scope, None, send)
+    ((_, told),) = sent[0]["headers"]
+    assert told.endswith(b'desc="2 commands, 2 round trips"')
+
+
+def test_timing_of_what_steps_aside(client, plain):
+    """It takes the longest of all."""
+
+    def app(_, start_response):
+        client.rpush("a", 1)
+        client.blpop("a")
+        start_response("200 OK", [])
+        return [b"done"]
+
+    told = _serve_wsgi(WsgiMiddleware(app, server_timing=True))
+    assert told.endswith('desc="2 commands, 2 round trips"')
+
+
+# ---- subscriptions ---------------------------------------------------------------------------
+
+
+def test_the_garbage_collector_ends_scopes_while_others_begin():
+    """A subscription may end at any moment, also while this thread changes them."""
+    program = """
+        import gc
+        from autobatch import report
+        from autobatch.recording import own_scope
+
+        def leave():
+            scope = own_scope(str, "a request", suggest=True)
+            scope.itself = scope  # so only the garbage collector finds it
+
+        for often in range(1, 400):
+            gc.set_threshold(often, 1, 1)
+            for _ in range(5):
+                leave()
+                own_scope(str, "another", suggest=True).close()
+        gc.collect()
+        assert not report.listening, report.subscriptions
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    subprocess.run(command, check=True, timeout=PATIENCE)
