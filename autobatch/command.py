@@ -456,15 +456,15 @@ _SAYS_NOTHING = (
     "wrong number of arguments",
 )
 
-
-# Frames of these packages stand between a command and the line of the program that called it.
 # They stand between a program and redis-py, whose methods they replace.
 _WATCHERS = re.compile(
-    r"(site|dist)-packages[/\\](ddtrace|newrelic|opentelemetry|sentry_sdk|wrapt)[/\\]"
+    r"(site|dist)-packages[/\\]"
+    r"(ddtrace|elasticapm|newrelic|opentelemetry|sentry_sdk|wrapt)[/\\]"
 )
 
 
 class _InLibrary(dict[str, bool]):
+    # Frames of these stand between a command and the line of the program that called it.
     packages: tuple[str, ...] = ()
 
     def __missing__(self, filename: str) -> bool:

@@ -29,6 +29,7 @@ from autobatch.scope import (
     Scope,
     StrayScope,
     current,
+    give_up,
     whole_of,
 )
 from autobatch.suggesting import SuggestingScope, suggesting_now
@@ -98,9 +99,7 @@ class Recorded(OwnScope):
 
     def start(self, name: str) -> None:
         """Begin to record, under a name."""
-        outer = current()
-        outer_record = getattr(whole_of(outer), "record", None)
-        self.record = ScopeRecord(name, None if outer_record is None else outer_record.name)
+        self.record = _new_record(name)
         self.edge = edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
         # Threads may share a scope, so what is iterated here is copied first, in one step.
         self._called: dict[Entry, _Call] = {}
@@ -160,8 +159,9 @@ class Recorded(OwnScope):
                 self._causes.pop(thread, None)
             else:
                 self._causes[thread] = outer
-            if need in self._needs:
-                self._needs.remove(need)
+            if need is not None:
+                with contextlib.suppress(ValueError):  # a flush has taken it, of any thread
+                    self._needs.remove(need)
 
     def force(self, promise: Promise) -> None:
         if promise.asynchronous:
@@ -219,7 +219,13 @@ class Recorded(OwnScope):
         waves = super()._depart()
         if waves:
             cause = noted or self._causes.get(threading.get_ident())
-            self._begin(waves, cause or _Cause(Reason.EXPLICIT))
+            try:
+                self._begin(waves, cause or _Cause(Reason.EXPLICIT))
+            except Exception:  # what is sent and settled does not depend on it
+                report.logger.exception("a flush could not be recorded")
+            except BaseException as error:  # nobody else knows of what was taken away
+                give_up(waves, error)
+                raise
         return waves
 
     def _begin(self, waves: list[list[Batch]], cause: _Cause) -> None:
@@ -243,7 +249,6 @@ class Recorded(OwnScope):
                     callers = places_of(lines)
                 made = _record_of(command, call.when, call.contexts, transaction, callers)
                 records.append(made)
-                self._records[command] = made
         commands = commands_of(entries)
         numbers: dict[Promise, int] = {one: number for number, one in enumerate(commands)}
         record = FlushRecord(
@@ -262,6 +267,7 @@ class Recorded(OwnScope):
         self._divided = False
         self.record.flushes.append(record)
         departure = _Departure(record, commands, len(batches))
+        self._records.update(zip(commands, records, strict=True))
         self._departures.update(dict.fromkeys(batches, departure))
         self._forget_dropped()
 
@@ -494,10 +500,14 @@ def own_scope(
 
 def _suggesting_scope(name: str, *options: Any) -> SuggestingScope:
     scope = SuggestingScope(*options)
-    outer = getattr(whole_of(current()), "record", None)
-    record = ScopeRecord(name, None if outer is None else outer.name)
-    scope.start(record, edge_around(sys._getframe(1)))  # noqa: SLF001  # public in all but name
+    edge = edge_around(sys._getframe(1))  # noqa: SLF001  # public in all but name
+    scope.start(_new_record(name), edge)
     return scope
+
+
+def _new_record(name: str) -> ScopeRecord:
+    outer = getattr(whole_of(current()), "record", None)
+    return ScopeRecord(name, None if outer is None else outer.name)
 
 
 def atomic_block(parent: Scope) -> AtomicBlock:

@@ -212,7 +212,7 @@ class FlushRecord:
         forced: the place in `commands` of what was forced; None if that is not one of them.
         commands: in the order in which they were called.
         started, finished: when it began and when the last reply was there, in seconds of
-            `time.perf_counter()`.
+            `time.perf_counter()`; `finished` is 0 until then.
         round_trips: how often the program waited for the network.
         exchanges: the writes with the reading of their replies, on all connections.
         forces: what needed values by then. With asyncio these may be several: each task that
@@ -251,8 +251,8 @@ class FlushRecord:
 
     @property
     def duration(self) -> float:
-        """The seconds from the first write to the last reply."""
-        return self.finished - self.started
+        """The seconds from the first write to the last reply; 0 until that is there."""
+        return self.finished - self.started if self.finished else 0.0
 
     @property
     def saved(self) -> int:

@@ -311,7 +311,7 @@ class OwnScope(Scope):
                 for wave in waves:
                     self._exchange([batch for batch in wave if not self._hand_over(batch)])
             except BaseException as error:
-                _give_up(waves, error)
+                give_up(waves, error)
                 raise
         finally:
             self._in_flight = nested
@@ -674,7 +674,8 @@ def _call_both(first: Callable[[], None], second: Callable[[], None]) -> None:
     second()
 
 
-def _give_up(waves: list[list[Batch]], error: BaseException) -> None:
+def give_up(waves: list[list[Batch]], error: BaseException) -> None:
+    """Settle what was not handed over: it will not be sent, because of `error`."""
     for batch in itertools.chain(*waves):
         if not batch.handed_over:
             _drop(batch, error)

@@ -63,18 +63,19 @@ def test_suggesting_with_a_client_that_was_instrumented(proxy, plain, on, record
 
 
 def test_suggesting_leaves_modules_that_are_excluded(proxy, plain, records):
-    with instrument(exclude=[__name__]), redis.Redis(port=proxy.port) as client:
-        with autobatch.batch(suggest=True):
-            assert client.set("a", 1) is True
+    """Batching has nothing to give them."""
+    client = redis.Redis(port=proxy.port)
+    with client, instrument(exclude=[__name__]), autobatch.batch(suggest=True):
+        assert client.set("a", 1) is True
     assert proxy.names == [["SET"]]
     assert records.flushes == []
 
 
 def test_suggesting_with_valkeys_client(proxy, plain, on, records):
-    with valkey.Valkey(port=proxy.port, decode_responses=True) as client:
-        with autobatch.batch(suggest=True):
-            assert client.set("a", 1) is True
-            assert type(client.get("a")) is str
+    client = valkey.Valkey(port=proxy.port, decode_responses=True)
+    with client, autobatch.batch(suggest=True):
+        assert client.set("a", 1) is True
+        assert type(client.get("a")) is str
     assert proxy.names == [["SET"], ["GET"]]
     (scope,) = records.scopes
     assert (scope.commands, scope.round_trips, possible(scope)) == (2, 2, 1)
@@ -82,10 +83,10 @@ def test_suggesting_with_valkeys_client(proxy, plain, on, records):
 
 @in_loop
 async def test_suggesting_with_an_asyncio_client(proxy, plain, on, records):
-    async with redis.asyncio.Redis(port=proxy.port, decode_responses=True) as client:
-        async with autobatch.batch(suggest=True):
-            assert await client.set("a", 1) is True
-            assert type(await client.get("a")) is str
+    client = redis.asyncio.Redis(port=proxy.port, decode_responses=True)
+    async with client, autobatch.batch(suggest=True):
+        assert await client.set("a", 1) is True
+        assert type(await client.get("a")) is str
     assert proxy.names == [["SET"], ["GET"]]
     scope = records.scopes[0]
     assert (scope.commands, scope.round_trips, possible(scope)) == (2, 2, 1)
@@ -100,6 +101,18 @@ def test_suggesting_with_a_cluster(cluster, on, records):
     (scope,) = records.scopes
     assert scope.commands == 3
     assert scope.round_trips == 2
+
+
+@in_loop
+async def test_suggesting_to_those_who_do_not_await(server, plain, records):
+    """What is on its way when the scope ends has taken no time yet."""
+    async with autobatch.asyncio.Redis(port=server) as client:
+        async with autobatch.batch(suggest=True):
+            client.set("a", 1)
+        scope = records.scopes[-1]
+        assert scope.commands == 1
+        assert [flush.duration for flush in scope.flushes] == [0.0]
+        assert "SET a" in str(scope.flushes[0])
 
 
 # ---- Server-Timing ---------------------------------------------------------------------------
@@ -185,3 +198,43 @@ def test_the_garbage_collector_ends_scopes_while_others_begin():
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     subprocess.run(command, check=True, timeout=PATIENCE)
+
+
+# ---- what goes wrong while something is recorded ---------------------------------------------
+
+
+def test_an_interrupt_while_a_flush_is_recorded(client, proxy, plain):
+    """Its commands say that they were not sent; nothing hangs."""
+    interrupts = False
+
+    def on_call():
+        if interrupts:
+            raise KeyboardInterrupt
+
+    with recording() as records, report.subscribe(on_call=on_call), autobatch.batch() as scope:
+        future = client.set("a", 1)
+        interrupts = True
+        with pytest.raises(KeyboardInterrupt):
+            scope.flush()
+        interrupts = False
+        assert future.done()
+        assert isinstance(future.exception(), autobatch.errors.NotSent)
+        client.set("b", 2)
+    assert proxy.names == [["SET"]]
+    assert records.names == [["SET"]]
+    assert [scope.name for scope in records.scopes] == [records.flushes[0].scope.name]
+
+
+def test_a_flush_that_cannot_be_recorded(client, proxy, plain, caplog):
+    """It is sent all the same, and that is logged: looking on changes nothing."""
+    with recording() as records, autobatch.batch() as scope:
+        first = client.set("a", 1)
+        flushes, scope.record.flushes = scope.record.flushes, None  # what a defect would do
+        assert client.get("a") == "1"
+        scope.record.flushes = flushes
+        assert first.value is True
+        client.set("b", 1)
+    assert proxy.names == [["SET", "GET"], ["SET"]]
+    assert [told.getMessage() for told in caplog.records] == ["a flush could not be recorded"]
+    assert records.names == [["SET"]]
+    assert len(records.scopes) == 1
