@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -65,7 +66,8 @@ class BatchMiddleware:
             panel: the debug panel to serve at its path, for development.
         """
         self.app = app
-        self._limits = max_commands, max_bytes
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
         self._suggest = suggest
         self._server_timing = server_timing
         self._panel = panel
@@ -84,10 +86,19 @@ class BatchMiddleware:
         if outer is not None:
             await outer.astep_aside()
         timed = self._server_timing and connection is _Http
-        own = own_scope(_name_of, scope, *self._limits, suggest=self._suggest, recorded=timed)
+        own = own_scope(
+            _name_of,
+            scope,
+            self._max_commands,  # each by itself: a star costs as much as half a scope
+            self._max_bytes,
+            suggest=self._suggest,
+            recorded=timed,
+        )
         own.loop = asyncio.get_running_loop()  # for asyncio clients that are called in a thread
         scope[_MARK] = own
-        await connection(scope, receive, send, own, timed=timed).run(self.app)
+        if timed:
+            send = functools.partial(_send_timed, send, own)
+        await connection(scope, receive, send, own).run(self.app)
 
 
 def _path_of(scope: MutableMapping[str, Any]) -> str:
@@ -107,6 +118,15 @@ async def _show(panel: Panel, scope: MutableMapping[str, Any], send: Send) -> No
     await send({"type": "http.response.body", "body": body})
 
 
+async def _send_timed(send: Send, own: OwnScope, message: Message) -> None:
+    """Send a message; a response's start tells how long what came before it took."""
+    record = record_of(own)
+    if message["type"] == "http.response.start" and record is not None and record.flushes:
+        header = b"server-timing", server_timing(record).encode()
+        message = {**message, "headers": [*message.get("headers", ()), header]}
+    await send(message)
+
+
 class _Answered(BaseException):
     """Ends an application whose response was replaced: nobody wants the rest of it."""
 
@@ -121,19 +141,12 @@ class _Connection:
     """One HTTP request, or one WebSocket."""
 
     def __init__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Receive,
-        send: Send,
-        own: OwnScope,
-        *,
-        timed: bool,
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, own: OwnScope
     ) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
         self._own = own
-        self._timed = timed
         self._started = False  # so much was sent that an error can only be logged
 
     async def run(self, app: App) -> None:
@@ -165,9 +178,11 @@ class _Connection:
         raise NotImplementedError
 
     async def _flush(self) -> None:
-        self._own.because(Reason.RESPONSE)
-        if self._own.busy:
-            await self._own.aflush()
+        own = self._own
+        if own.recorded:
+            own.because(Reason.RESPONSE)
+        if own.busy:
+            await own.aflush()
 
     async def _close(self) -> list[Any]:
         return await self._own.aclose(self._name)
@@ -184,8 +199,7 @@ def _name_of(scope: MutableMapping[str, Any]) -> str:
 class _Http(_Connection):
     async def send(self, message: Message) -> None:
         await self._flush()
-        starts = message["type"] == "http.response.start"
-        if starts and not self._started:
+        if not self._started and message["type"] == "http.response.start":
             try:
                 surface(self._own.unseen())
             except Exception as error:
@@ -194,16 +208,7 @@ class _Http(_Connection):
             self._started = True
         elif self._started:
             log_unseen(self._own.unseen(), self._name)
-        if starts and self._timed:
-            message = self._with_timing(message)
         await self._send(message)
-
-    def _with_timing(self, message: Message) -> Message:
-        record = record_of(self._own)
-        if record is None or not record.flushes:
-            return message
-        header = b"server-timing", server_timing(record).encode()
-        return {**message, "headers": [*message.get("headers", ()), header]}
 
     async def _respond_to(self, error: Exception) -> None:
         """Send the application's own response to `error` in place of the one that it began.

@@ -67,10 +67,15 @@ class _Entered:
                 suggest = suggest is not False
         if outer is None:
             dispatch_stray()
-            limits = boundary.max_commands, boundary.max_bytes
-            # A transaction is one also where batching is only suggested.
-            suggest = False if boundary.atomic else suggest
-            outer = self._own = own_scope(_name_of, function, *limits, lane, suggest=suggest)
+            outer = self._own = own_scope(
+                _name_of,
+                function,
+                boundary.max_commands,
+                boundary.max_bytes,
+                lane,
+                # A transaction is one also where batching is only suggested.
+                suggest=False if boundary.atomic else suggest,
+            )
             open_scopes.add(outer)
         if boundary.atomic:
             self._part = atomic_block(outer)

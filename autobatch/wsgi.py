@@ -62,7 +62,8 @@ class BatchMiddleware:
             panel: the debug panel to serve at its path, for development.
         """
         self.app = app
-        self._limits = max_commands, max_bytes
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
         self._suggest = suggest
         self._server_timing = server_timing
         self._panel = panel
@@ -85,7 +86,14 @@ class BatchMiddleware:
     ) -> Iterable[bytes]:
         step_aside()
         timed = self._server_timing
-        own = own_scope(_name_of, environ, *self._limits, suggest=self._suggest, recorded=timed)
+        own = own_scope(
+            _name_of,
+            environ,
+            self._max_commands,  # each by itself: a star costs as much as half a scope
+            self._max_bytes,
+            suggest=self._suggest,
+            recorded=timed,
+        )
         environ[MARK] = own
         late = _LateStart(start_response, own) if timed else None
         ambient.set(own)  # in the request's own context, which ends with it
@@ -111,10 +119,11 @@ class BatchMiddleware:
                 surface(failures + own.close(), error)
                 raise
             surface(failures + own.close())
-        start = _nothing if late is None else late.start
-        start()
+        if late is not None:
+            late.start()
         if complete:
             return body
+        start = _nothing if late is None else late.start
         return Body(body, context, own, _name_of(environ), start=start)
 
 
