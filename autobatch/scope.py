@@ -20,6 +20,7 @@ import abc
 import asyncio
 import atexit
 import collections
+import contextlib
 import contextvars
 import functools
 import itertools
@@ -199,6 +200,8 @@ class OwnScope(Scope):
         self._followed: list[Promise] = []
         self._process = _process
         self._flushing = threading.RLock()  # as long as a thread waits for its servers
+        # Never as long as that: what leaves the queue is handed over, or carried, in one step.
+        self._departing = threading.RLock()
         # asyncio's part: see dispatch().
         self.lane = next(_lanes) if lane is None else lane
         self._outstanding: dict[int, int] = {}  # how many by epoch
@@ -304,9 +307,13 @@ class OwnScope(Scope):
         nested, self._in_flight = self._in_flight, True  # before the queue looks empty
         try:
             # What a thread was to exchange that has not started yet comes first.
-            carried, self._carried = self._carried, []
-            self._exchange(carried)
-            waves = self._depart()
+            carried = False
+            waves = self._depart_unless_carrying()
+            while waves is None:
+                carried = True
+                for batch in self._take_over(self._carried[:]):
+                    self._exchange([batch])  # one may have to come after another
+                waves = self._depart_unless_carrying()
             try:
                 for wave in waves:
                     self._exchange([batch for batch in wave if not self._hand_over(batch)])
@@ -318,6 +325,18 @@ class OwnScope(Scope):
             if self._followed:
                 self._run_callbacks()
         return bool(carried or waves)
+
+    def _depart_unless_carrying(self) -> list[list[Batch]] | None:
+        with self._departing:
+            return None if self._carried else self._depart()
+
+    def _take_over(self, carried: list[Batch]) -> list[Batch]:
+        """Return what is left of some batches to exchange. The caller holds `_flushing`."""
+        # The loop's thread may add to this list at any moment.
+        for batch in carried:
+            with contextlib.suppress(ValueError):
+                self._carried.remove(batch)
+        return [batch for batch in carried if batch.entries]  # others were here before
 
     def _exchange(self, batches: list[Batch]) -> None:
         if batches:
@@ -346,7 +365,12 @@ class OwnScope(Scope):
     def dispatch(self) -> None:
         """Hand what waits over to the connections, or to a task if there is more to do."""
         self._wanted = False
-        waves = self._depart()
+        with self._departing:
+            waves = self._depart()
+            for wave in waves:
+                for batch in wave:
+                    if not batch.wire.asynchronous:
+                        self._carried.append(batch)
         if not waves:
             return
         if (
@@ -360,8 +384,6 @@ class OwnScope(Scope):
             self.stats.round_trips += 1
         else:
             # Synchronous clients take part, or an order has to be kept between connections.
-            if self._journey is None:
-                self._carried += [b for b in waves[0] if not b.wire.asynchronous]
             before = self._journey if self._journey is not None else self._arrival()
             self._journey = asyncio.create_task(self._travel(waves, before, self._set_out()))
 
@@ -400,7 +422,6 @@ class OwnScope(Scope):
         synchronous = [batch for batch in wave if not batch.wire.asynchronous]
         arrivals = [self._hand_over_and_wait(b) for b in wave if b.wire.asynchronous]
         if synchronous:
-            self._carried += [b for b in synchronous if b.entries and b not in self._carried]
             await in_thread(functools.partial(self._exchange_in_turn, synchronous))
         else:
             self.stats.round_trips += 1
@@ -410,15 +431,12 @@ class OwnScope(Scope):
         """Do the same without waiting for it."""
         synchronous = [batch for batch in wave if not self._hand_over(batch)]
         if synchronous:
-            self._carried += [b for b in synchronous if b.entries and b not in self._carried]
             loop = asyncio.get_running_loop()
             loop.run_in_executor(None, self._exchange_in_turn, synchronous)
 
     def _exchange_in_turn(self, batches: list[Batch]) -> None:
         with self._flushing:
-            mine = [batch for batch in batches if batch in self._carried]
-            self._carried = [batch for batch in self._carried if batch not in mine]
-            self._exchange(mine)
+            self._exchange(self._take_over(batches))
             self._run_callbacks()
         self._tell_abandoned()
 
@@ -577,6 +595,7 @@ class OwnScope(Scope):
         self._failures = []
         self._followed = []
         self._flushing = threading.RLock()
+        self._departing = threading.RLock()
         for command in commands_of(self._take()):
             command.drop(FORKED)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import redis
@@ -17,7 +19,7 @@ from autobatch.advice import possible
 from autobatch.asgi import BatchMiddleware as AsgiMiddleware
 from autobatch.report import Reason
 from autobatch.wsgi import BatchMiddleware as WsgiMiddleware
-from common import PATIENCE
+from common import PATIENCE, eventually
 from looping import in_loop
 from recorded import marked, recording
 
@@ -238,3 +240,54 @@ def test_a_flush_that_cannot_be_recorded(client, proxy, plain, caplog):
     assert [told.getMessage() for told in caplog.records] == ["a flush could not be recorded"]
     assert records.names == [["SET"]]
     assert len(records.scopes) == 1
+
+
+# ---- threads and an event loop that share a scope --------------------------------------------
+
+
+@in_loop
+async def test_a_thread_is_first_to_exchange_what_waits_for_another(client, proxy, plain):
+    """Each batch is exchanged by one of them, and the other one has nothing to do."""
+    async with autobatch.batch() as scope:
+        future = client.set("a", 1)
+        scope.dispatch()  # as at the end of a tick: a thread shall exchange it
+        plain.client_pause(1000 * PATIENCE, all=False)
+        flushing = threading.Thread(target=scope.flush)
+        flushing.start()
+        # The loop waits for this, so no task has begun yet.
+        eventually(lambda: [one for one in plain.client_list() if one["cmd"] == "set"])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        plain.client_unpause()
+        await scope.aflush()
+        assert future.value is True
+        flushing.join(PATIENCE)
+    assert proxy.names == [["SET"]]
+    assert scope.stats.round_trips == 1
+
+
+@in_loop
+async def test_threads_and_a_loop_share_a_scope(server, client, plain):
+    """All that they call is sent once, whoever gets to it."""
+
+    def work(number):
+        for i in range(10):
+            key = f"{number}:{i}"
+            client.set(key, i)
+            value = client.get(key)
+            client.incr("times")
+            if i % 3 == 0:
+                assert value == str(i)
+
+    async with autobatch.asyncio.Redis(port=server, decode_responses=True) as tasks:
+        for _ in range(10):
+            async with autobatch.batch() as scope:
+                working = [asyncio.to_thread(work, number) for number in range(3)]
+                gathered = asyncio.gather(*working)
+                while not gathered.done():
+                    tasks.incr("more")
+                    await tasks.incr("more")
+                    await scope.aflush()
+                await gathered
+            assert scope.stats.commands >= 3 * 10 * 3
+        assert int(await tasks.get("times")) == 10 * 10 * 3
