@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from autobatch import report, suggesting
+from autobatch import report, suggesting, switch
 from autobatch.batch import Batch, Entry, Transaction, commands_of
 from autobatch.block import AtomicBlock
 from autobatch.command import Command, ScriptCall, Travel
@@ -199,7 +199,8 @@ class Recorded(OwnScope):
         await super().astep_aside()
 
     def _overflow(self) -> None:
-        with self._causing(self._caused_by(Reason.LIMIT)):
+        reason = Reason.LIMIT if switch.batching else Reason.ALONE
+        with self._causing(self._caused_by(reason)):
             super()._overflow()
 
     # ---- what a flush does -------------------------------------------------------------

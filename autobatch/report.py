@@ -74,7 +74,8 @@ class Reason(enum.StrEnum):
     TICK = "tick"
     """Outside any scope, the tick of the event loop ended."""
     ALONE = "alone"
-    """A command that cannot wait: it stepped aside, or was called outside any scope."""
+    """A command that cannot wait: it stepped aside, was called outside any scope, or batching is
+    turned off."""
     EAGER = "eager"
     """It could have waited, but batching is only suggested."""
 

@@ -15,9 +15,10 @@ import valkey
 
 import autobatch
 from autobatch import instrument, report
-from autobatch.advice import possible
+from autobatch.advice import advise, possible
 from autobatch.asgi import BatchMiddleware as AsgiMiddleware
 from autobatch.report import Reason
+from autobatch.testing import unbatched
 from autobatch.wsgi import BatchMiddleware as WsgiMiddleware
 from common import PATIENCE, eventually
 from looping import in_loop
@@ -291,3 +292,22 @@ async def test_threads_and_a_loop_share_a_scope(server, client, plain):
                 await gathered
             assert scope.stats.commands >= 3 * 10 * 3
         assert int(await tasks.get("times")) == 10 * 10 * 3
+
+
+# ---- AUTOBATCH_DISABLE -----------------------------------------------------------------------
+
+
+def test_records_while_batching_is_off(client, proxy, plain, on, records):
+    """Each command is alone, and nobody is told to move it; suggesting goes on."""
+    theirs = redis.Redis(port=proxy.port, decode_responses=True)
+    with theirs, unbatched():
+        with autobatch.batch():
+            client.set("a", 1)
+            assert theirs.get("a") == "1"
+        assert records.names == [["SET"], ["GET"]]
+        assert records.reasons == ["alone", "alone"]
+        assert advise(records.scopes[0]) == []
+        with autobatch.batch(suggest=True):
+            client.set("a", 1)
+            theirs.get("a")
+    assert possible(records.scopes[1]) == 1
