@@ -70,7 +70,7 @@ def main() -> None:
         document = report.as_json(" ".join(command), machine, results, applications)
         (out / "latest.json").write_text(document, encoding="utf-8")
         # A ratio to an application that does nothing says nothing.
-        charted = [result for result in results if result.unit == "command"]
+        charted = [r for r in results if r.unit == "command" and "autobatch" in r.contenders]
         if charted:
             (out / "chart.svg").write_text(chart.draw(charted), encoding="utf-8")
 

@@ -7,8 +7,8 @@ from xml.sax.saxutils import escape
 
 from bench.harness import Result
 
-WIDTH = 750
-LABELS = 250  # where the bars start
+WIDTH = 790
+LABELS = 290  # where the bars start
 RATIOS = 60  # room for the figures behind the bars
 AXIS = 1.5  # the ratio at which a bar is cut off
 BAR = 18
