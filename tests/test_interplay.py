@@ -11,7 +11,6 @@ import threading
 import pytest
 import redis
 import redis.asyncio
-import valkey
 
 import autobatch
 from autobatch import instrument, report
@@ -23,6 +22,8 @@ from autobatch.wsgi import BatchMiddleware as WsgiMiddleware
 from common import PATIENCE, eventually
 from looping import in_loop
 from recorded import marked, recording
+
+valkey = pytest.importorskip("valkey")
 
 
 @pytest.fixture
