@@ -23,8 +23,6 @@ from common import PATIENCE, eventually
 from looping import in_loop
 from recorded import marked, recording
 
-valkey = pytest.importorskip("valkey")
-
 
 @pytest.fixture
 def records():
@@ -76,6 +74,7 @@ def test_suggesting_leaves_modules_that_are_excluded(proxy, plain, records):
 
 
 def test_suggesting_with_valkeys_client(proxy, plain, on, records):
+    valkey = pytest.importorskip("valkey")
     client = valkey.Valkey(port=proxy.port, decode_responses=True)
     with client, autobatch.batch(suggest=True):
         assert client.set("a", 1) is True
