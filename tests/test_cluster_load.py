@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 import autobatch
 from autobatch.errors import NotSent, OutcomeUnknown
-from autobatch.testing import Cut, Hold, HoldRequests
+from autobatch.testing import Clog, Cut, Hold, HoldRequests
 from autobatch.wire.cluster import Part
 from clusters import Cluster, eventually
 from looping import in_loop, tidy
@@ -275,7 +275,7 @@ async def test_what_was_not_written_yet_does_not_overtake_what_a_broken_connecti
     slow, other = f"{TAGS[0]}:list", f"{TAGS[2]}:nothing"
     cluster.node(first).rpush(slow, "old")
     async with connected(cluster, retry_writes=retry_writes) as client:
-        hold = HoldRequests()
+        hold = Clog(0)
         cluster.proxies[first].arm(hold)
         async with autobatch.batch():
             lost = client.rpush(slow, "lost") if retry_writes else client.lrange(slow, 0, -1)
