@@ -28,6 +28,7 @@ from autobatch.errors import AutobatchError
 from autobatch.future import Future, future_of, set_promise, unwrap
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.scope import Scope
+from autobatch.streams import called_by, looks_at_reply, measured
 from autobatch.wire.connection import HIGHEST, LOWEST, PACKED_FAST
 
 C = TypeVar("C", bound=Command)
@@ -195,6 +196,20 @@ class Funnel:
                     if option in _EXPIRIES and type(expiry) is int:
                         return self.execute_command("SET", name, value, _EXPIRIES[option], expiry)
             return super().set(name, value, *args, **options)
+
+        # What looks at its reply.
+
+        def xread(self, *args, **kwargs):
+            return self._read_streams(super().xread, None, args, kwargs)
+
+        def xreadgroup(self, groupname, *args, **kwargs):
+            return self._read_streams(super().xreadgroup, groupname, (groupname, *args), kwargs)
+
+        def _read_streams(self, method, group, args, kwargs):
+            if not looks_at_reply(method):
+                return method(*args, **kwargs)
+            called, options = called_by(method, args, kwargs)
+            return measured(self.execute_command(*called, **options), group)
 
         # What takes a connection itself.
 

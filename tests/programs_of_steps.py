@@ -130,9 +130,8 @@ def steps(*others: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]
     return st.lists(weighted(leaf, outer, outer), min_size=1, max_size=4).map(tuple)
 
 
-# They run at the call in a scope too, so their errors are raised there: blocking commands, and
-# XREAD, whose method looks at its own reply in newer versions of redis-py. Both runs look, too.
-AT_ONCE = {"blpop", "xread"}
+# It runs at the call in a scope too, so its errors are raised there. Both runs look.
+AT_ONCE = {"blpop"}
 
 
 def told(error: Exception) -> tuple[str, Any]:

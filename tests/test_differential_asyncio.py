@@ -86,7 +86,7 @@ ALONE = (*AT_ONCE, "pipeline", "script after a flush")
 QUEUED = calls(*ALONE)
 READS = calls(only=["get", "mget", "hgetall", "lrange", "smembers", "zrank"])
 SEVERAL_KEYS = ("mget", "delete", "exists", "rename", "lmove", "sinter")
-ONE_KEY = calls(*ALONE, *SEVERAL_KEYS, "eval", "script", "execute_command")
+ONE_KEY = calls(*ALONE, *SEVERAL_KEYS, "xread", "eval", "script", "execute_command")
 WAYS = st.sampled_from(["task", "wait_for", "shield", "flush", "map"])
 PROGRAMS = steps(
     LOOKS,

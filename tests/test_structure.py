@@ -45,6 +45,7 @@ ORDER = [
     "recording",
     "boundary",
     "aside",
+    "streams",
     "funnel",
     "client",
     "cluster",

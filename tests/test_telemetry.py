@@ -451,34 +451,110 @@ def test_sentrys_own_breadcrumbs_are_not_doubled(server):
 # ---- redis-py's own metrics --------------------------------------------------------------
 
 
-def test_redis_pys_metrics_count_batches_once(client):
-    observability = pytest.importorskip("redis.observability", reason="redis-py has none")
-    assert observability
-    from redis.observability.config import MetricGroup, OTelConfig
-    from redis.observability.providers import get_observability_instance
-
-    from autobatch.integrations import redis_metrics
-
+@pytest.fixture(scope="module")
+def meters():
+    """What OpenTelemetry's own provider, which a process has once, is read by."""
     reader = InMemoryMetricReader()
     metrics.set_meter_provider(MeterProvider([reader]))
-    instance = get_observability_instance()
-    instance.init(OTelConfig(metric_groups=[MetricGroup.COMMAND]))
+    return reader
+
+
+@pytest.fixture
+def redis_metrics(meters):
+    """redis-py's metrics, switched on; gives a function that reads the points of one by name."""
+    providers = pytest.importorskip("redis.observability.providers", reason="redis-py has none")
+    from redis.asyncio.observability import recorder as asynchronous
+    from redis.observability import recorder
+    from redis.observability.config import MetricGroup, OTelConfig
+
+    def read(name):
+        data = meters.get_metrics_data()
+        return [
+            point
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+    groups = [MetricGroup.COMMAND, MetricGroup.STREAMING]
+    providers.get_observability_instance().init(OTelConfig(metric_groups=groups))
     try:
-        with redis_metrics.install():
-            with autobatch.batch():
-                client.set("a", "text")
-                client.lpush("a", 1).exception()
-            client.get("a")
-        data = reader.get_metrics_data()
+        yield read
     finally:
-        instance.shutdown()
+        providers.reset_observability_instance()
+        for kind in recorder, asynchronous:
+            kind.reset_collector()
+
+
+def test_redis_pys_metrics_count_batches_once(client, redis_metrics):
+    from autobatch.integrations import redis_metrics as integration
+
+    with integration.install():
+        with autobatch.batch():
+            client.set("a", "text")
+            client.lpush("a", 1).exception()
+        client.get("a")
     points = {
         point.attributes["db.operation.name"]: point
-        for resource in data.resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-        if metric.name == "db.client.operation.duration"
-        for point in metric.data.data_points
+        for point in redis_metrics("db.client.operation.duration")
     }
     assert {name: point.count for name, point in points.items()} == {"PIPELINE": 1, "GET": 1}
     assert points["PIPELINE"].attributes["error.type"] == "ResponseError"
+
+
+def lags(read):
+    """How many messages of which stream were read by which group, as redis-py's metrics say."""
+    return {
+        (
+            point.attributes["redis.client.stream.name"],
+            point.attributes.get("redis.client.consumer_group"),
+        ): point.count
+        for point in read("redis.client.stream.lag")
+    }
+
+
+def test_redis_pys_metrics_of_streams_force_nothing(client, proxy, redis_metrics):
+    client.xgroup_create("in a scope", "group", mkstream=True)
+    proxy.reset()
+    with autobatch.batch():
+        client.xadd("in a scope", {"a": 1})
+        client.xadd("in a scope", {"a": 2})
+        client.lpush("list", 1)
+        failed = client.xread({"list": 0})
+        read = client.xread({"in a scope": 0})
+        grouped = client.xreadgroup("group", "consumer", {"in a scope": ">"}, count=1)
+        assert repr(grouped) == "<Future pending: XREADGROUP>"
+        autobatch.flush()
+        assert isinstance(failed.exception(), redis.ResponseError)
+    assert proxy.round_trips == 1
+    assert len(read[0][1]) == 2 and len(grouped[0][1]) == 1
+    client.xadd("outside", {"a": 1})
+    client.xread({"outside": 0})
+    client.eager.xread({"outside": 0})
+    seen = lags(redis_metrics)
+    assert seen["in a scope", None] == 2
+    assert seen["in a scope", "group"] == 1
+    assert seen["outside", None] == 2
+
+
+def test_redis_pys_metrics_of_streams_force_nothing_with_asyncio(proxy, redis_metrics):
+    async def main():
+        async with autobatch.asyncio.Redis(port=proxy.port) as client:
+            await client.xgroup_create("asyncio", "group", mkstream=True)
+            proxy.reset()
+            async with autobatch.batch():
+                client.xadd("asyncio", {"a": 1})
+                read = client.xread({"asyncio": 0})
+                grouped = client.xreadgroup("group", "consumer", {"asyncio": ">"})
+            assert proxy.round_trips == 1
+            assert len(read[0][1]) == len(grouped[0][1]) == 1
+            await client.xread({"asyncio": 0})
+            await client.xread({"asyncio": 0}, block=10)  # steps aside
+            await client.eager.xread({"asyncio": 0})
+
+    asyncio.run(main())
+    seen = lags(redis_metrics)
+    assert seen["asyncio", None] == 4
+    assert seen["asyncio", "group"] == 1
