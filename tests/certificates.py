@@ -68,6 +68,8 @@ class Front:
         self._context = context
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
+        # The loop alone would not keep them once their clients have left.
+        self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -85,24 +87,28 @@ class Front:
 
     async def _serve(self) -> None:
         self._ended = asyncio.Event()
-        server = await asyncio.start_server(self._pass_on, HOST, 0, ssl=self._context)
+        server = await asyncio.start_server(self._accept, HOST, 0, ssl=self._context)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._ended.wait()
         server.close()
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._pass_on(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # Python 3.11 reports it, at the end
-            behind_reader, behind_writer = await asyncio.open_connection(HOST, self._behind)
-            requests = asyncio.create_task(_pass_requests(reader, behind_writer))
-            try:
-                await _copy(behind_reader, writer)
-                writer.close()  # says goodbye, as TLS wants it
-            except OSError:
-                writer.transport.abort()
-            finally:
-                requests.cancel()
-                behind_writer.close()
+        behind_reader, behind_writer = await asyncio.open_connection(HOST, self._behind)
+        requests = asyncio.create_task(_pass_requests(reader, behind_writer))
+        try:
+            await _copy(behind_reader, writer)
+            writer.close()  # says goodbye, as TLS wants it
+        except OSError:
+            writer.transport.abort()
+        finally:
+            requests.cancel()
+            behind_writer.close()
 
 
 async def _pass_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
