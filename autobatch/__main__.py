@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from autobatch.recorded import cli as recorded
 
 # Each adds its commands to the parser.
 _COMMANDS = (demo, lint, recorded)
+# What a shell says of a program that SIGPIPE has ended.
+_NOT_READ = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in _COMMANDS:
         command.add_to(commands)
     options = parser.parse_args(arguments)
-    status: int = options.run(options)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as of `| head`
+        # The interpreter flushes once more as it ends (Python's documentation on SIGPIPE).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOT_READ
     return status
 
 

@@ -1029,6 +1029,16 @@ def test_python_runs_it_as_a_module(folder):
     assert (done.returncode, done.stdout[:15], done.stderr) == (1, "bad.py:1:1: AB1", "")
 
 
+def test_a_reader_that_has_had_enough_ends_it_quietly(folder):
+    (folder / "bad.py").write_text(BAD)
+    command = [sys.executable, "-m", "autobatch", "lint", "bad.py"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")  # as of what SIGPIPE ends, in a shell
+
+
 def test_flake8_gets_columns_from_zero():
     source = "x = 1; " + BAD
     [(line, column, text, kind)] = Plugin(ast.parse(source), source.splitlines(keepends=True)).run()

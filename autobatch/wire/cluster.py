@@ -634,11 +634,11 @@ class Wire:
 
     def divide(self, batch: Batch) -> list[Part]:
         """Return the parts of a batch, which take over its commands."""
-        entries, batch.entries = batch.entries, []
         usual = batch.usual
-        divided, stranded = self.router.divide(entries, usual=usual)
+        divided, stranded = self.router.divide(batch.entries, usual=usual)
         parts = [self._part(node, of_node, usual=usual) for node, of_node in divided]
         parts += [Part(_Nowhere(cause), [entry], self.router, None) for entry, cause in stranded]
+        batch.entries = []  # not before: until here it is the batch that is given up
         return parts
 
     def send_again(self, flights: list[sync.Flight]) -> tuple[int, int]:
