@@ -16,8 +16,11 @@ WORKERS ?= 3
 
 .PHONY: run test test-core test-lowest check format soak bench examples libraries clean
 
-run: $(VENV)/ready
-	@exec $(BIN)/python -m autobatch demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
+# With what the demo needs alone, unless there is all of it anyway.
+DEMO_VENV := $(VENV)$(if $(wildcard $(VENV)/ready),,-demo)
+
+run: $(DEMO_VENV)/ready
+	@exec $(DEMO_VENV)/bin/python -m autobatch demo --rtt $(RTT) --port $(PORT) $(if $(ONCE),--once) $(if $(CLUSTER),--cluster)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -58,22 +61,15 @@ libraries: $(VENV)/ready
 clean:
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+$(VENV)/ready: WANTED = . --group dev
+$(VENV)-demo/ready: WANTED = '.[demo]'
+$(VENV)-core/ready: WANTED = . --group core-test
+$(VENV)-lowest/ready: WANTED = . --group test --group lowest
+
+$(VENV)/ready $(VENV)-demo/ready $(VENV)-core/ready $(VENV)-lowest/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --editable $(WANTED)
 	@# redis-om brings stubs of redis-py 4, which would hide from mypy what redis-py says itself.
-	$(BIN)/python -m pip uninstall --quiet --yes types-redis types-pyOpenSSL
-	@touch $@
-
-$(VENV)-core/ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)-core
-	$(VENV)-core/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-core/bin/python -m pip install --quiet --editable . --group core-test
-	@touch $@
-
-$(VENV)-lowest/ready: pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)-lowest
-	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-lowest/bin/python -m pip install --quiet --editable . --group test --group lowest
+	@$(@D)/bin/python -m pip uninstall -qq --yes types-redis types-pyOpenSSL
 	@touch $@
