@@ -80,10 +80,15 @@ def _stream(client: redis.Redis, key: Any) -> Any:
     return entries, groups
 
 
+def code_of(page: Path) -> list[str]:
+    """Return the blocks of Python in a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 def run_documentation(name: str, **namespace: object) -> dict[str, object]:
     """Run the Python code of a page in docs/, block by block; return the names that it makes."""
     namespace["__name__"] = "__main__"
     page = Path(__file__).parent.parent / "docs" / f"{name}.md"
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in code_of(page):
         exec(compile(block, str(page), "exec"), namespace)
     return namespace

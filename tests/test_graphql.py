@@ -27,6 +27,7 @@ import strawberry  # noqa: E402
 
 from autobatch.integrations import strawberry as batching_strawberry  # noqa: E402
 from autobatch.integrations.graphql import BatchExecutor  # noqa: E402
+from common import code_of  # noqa: E402
 from looping import tidy  # noqa: E402
 from serving import serve  # noqa: E402
 
@@ -640,8 +641,7 @@ def test_the_documentation(client, plain, capsys):
     plain.sadd("users", "user:1")
     plain.hset("user:1", mapping={"name": "Ada", "friend": "user:2"})
     plain.hset("user:2", mapping={"name": "Grace"})
-    text = (ROOT / "docs" / "graphql.md").read_text()
-    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    [code] = code_of(ROOT / "docs" / "graphql.md")
     module = types.ModuleType("documentation")
     module.__dict__.update(autobatch=autobatch, redis=client)
     sys.modules["documentation"] = module  # where Strawberry looks for the types

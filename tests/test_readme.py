@@ -11,6 +11,7 @@ import types
 import pytest
 
 import autobatch
+from common import code_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -43,7 +44,7 @@ def namespace(server, plain, monkeypatch):
 
 def check(page, namespace, capsys):
     """Run a page. Each `print(...)  # value: why` prints that value; words are no value."""
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    blocks = code_of(page)
     for block in blocks:
         exec(compile(block, str(page), "exec", dont_inherit=True), namespace)
     printed = capsys.readouterr().out.splitlines()
@@ -77,11 +78,8 @@ def test_a_page_prints_what_it_says(namespace, capsys, name):
 
 def test_seeing(namespace, capsys, tmp_path):
     """The page's code is in a file, since advice reads it; each `print` gives what it says."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "seeing.md").read_text(), re.DOTALL
-    )
     page = tmp_path / "views.py"
-    page.write_text("\n".join(blocks))
+    page.write_text("\n".join(code_of(ROOT / "docs" / "seeing.md")))
     exec(compile(page.read_text(), str(page), "exec", dont_inherit=True), namespace)
     told = re.findall(r"^\s*print\(.*\)\s+# (.*)$", page.read_text(), re.MULTILINE)
     assert capsys.readouterr().out.splitlines() == told

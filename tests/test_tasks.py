@@ -12,6 +12,7 @@ import redis
 import autobatch
 import autobatch.asyncio
 from autobatch.integrations.tasks import own_scope
+from common import code_of
 from looping import in_loop
 
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "tasks.md"
@@ -73,7 +74,7 @@ def test_the_documentation(server, plain, client, capsys):
     for needed in ("celery", "rq", "taskiq", "apscheduler"):
         pytest.importorskip(needed)
     plain.hset("stock", "tea", 5)
-    code = "".join(re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL))
+    code = "".join(code_of(DOCUMENTATION))
     url = f"redis://127.0.0.1:{server}"
     namespace = {
         "REDIS_URL": url,
