@@ -544,6 +544,15 @@ def test_switch(proxy, second_server):
             assert other.read(12) == b"$6\r\nsecond\r\n"
 
 
+def test_a_free_port_stays_free():
+    """Each is another one, and none is given to connections that go out."""
+    ports = [free_port() for _ in range(100)]
+    assert len(set(ports)) == 100
+    assert max(ports) < 32768
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
 def test_a_server_that_is_not_there():
     """Its clients are cut off."""
     with Proxy(free_port()) as proxy, Peer(proxy) as peer:

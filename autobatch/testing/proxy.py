@@ -27,6 +27,9 @@ _WINDOW = 16 << 20  # bytes on their way through the network, in one direction o
 _OVERHEAD = 512  # bytes of memory, about, that a piece on its way takes beside its own
 _BACKLOG = 1024  # of clients that connect at once: the next one would wait a second
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing does not wait, but sends a reset
+_PORTS = range(20000, 32768)
+# Not in the order of `random` itself, which whatever tests at random seeds alike in all processes.
+_ports = itertools.cycle(random.Random().sample(_PORTS, len(_PORTS)))  # noqa: S311
 _SELECTABLE = 1024  # what select() takes are descriptors below this
 
 
@@ -101,8 +104,8 @@ class Proxy:
         Raises:
             OSError: the port is taken.
         """
-        self._socket: socket.socket | None = _listening_socket(listen)
-        self.port: int = self._socket.getsockname()[1]
+        self.port = listen or free_port()
+        self._socket: socket.socket | None = _listening_socket(self.port)
         self.delay = delay
         self.jitter = jitter
         self.random = random.Random(seed)  # noqa: S311  # no secret
@@ -615,10 +618,18 @@ def _name(command: tuple[bytes, ...]) -> str:
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of the loopback address that nobody listens on, another one each time.
+
+    Connections that go out are given ports from 32768 on (Linux) or 49152 on (RFC 6335): one below
+    stays free until it is used, and while a server that had it is started again.
+
+    Raises:
+        OSError: there is none.
+    """
+    for port in itertools.islice(_ports, len(_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError(f"all ports from {_PORTS.start} to {_PORTS.stop - 1} are taken")
 
 
 def _listening_socket(port: int) -> socket.socket:
