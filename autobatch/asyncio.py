@@ -8,15 +8,15 @@ import inspect
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import redis.asyncio
 
 from autobatch import report
-from autobatch.aside import aside
+from autobatch.async_funnel import AsyncEager, AsyncFunnel, checked_lanes
 from autobatch.asyncio_cluster import RedisCluster
 from autobatch.command import Command
-from autobatch.funnel import BatchingScript, Funnel, names_himport, twin_of, without_futures
+from autobatch.funnel import BatchingScript, names_himport, without_futures
 from autobatch.future import AsyncFuture, arrival
 from autobatch.recording import ran_alone, stray_scope
 from autobatch.resolve import replace, survey
@@ -30,39 +30,25 @@ __all__ = ["Redis", "RedisCluster", "flush", "resolve"]
 T = TypeVar("T")
 
 
-class Asynchronous(Funnel):
+class Asynchronous(AsyncFunnel):
     """What makes an asyncio client batch, whichever library it is of."""
 
-    _eager_type: ClassVar[type[Any]]
-    # What is an asyncio client of that library.
-    _plain_type: ClassVar[type[Any]]
-    _script_type: ClassVar[type[Any]]
     _wire_type: ClassVar[type[Wire]] = Wire
-    _future_type = AsyncFuture
-    _lanes = 1
     _awaited_callbacks: dict[str, Callable[..., Awaitable[Any]]] = {}  # noqa: RUF012  # replaced
-
-    def __init__(self, *args: Any, lanes: int = 1, **kwargs: Any) -> None:
-        """Create a client.
-
-        Args:
-            args: as for redis-py's client.
-            lanes: how many connections its tasks share in each event loop. A scope stays on one
-                of them, so a slow batch holds up only the scopes on its lane.
-            kwargs: as for redis-py's client, and `retry_writes` as for the synchronous one.
-        """
-        if lanes < 1:
-            raise ValueError("lanes must be at least 1")
-        super().__init__(*args, **kwargs)
-        self._lanes = lanes
 
     @classmethod
     def from_url(cls, url: str, *args: Any, lanes: int = 1, **kwargs: Any) -> Self:
         """Return a client for a URL, as redis-py's client does, with the constructor's options."""
+        lanes = checked_lanes(lanes)
         client: Any = super().from_url(url, *args, **kwargs)
         client._lanes = lanes
         made: Self = client
         return made
+
+    @property
+    def _home(self) -> Any:
+        client: Any = self
+        return client.connection_pool
 
     @functools.cached_property
     def _wire(self) -> Wire:
@@ -76,12 +62,6 @@ class Asynchronous(Funnel):
             # If that is forgotten without closing it, nobody can use its pool any more.
             weakref.finalize(owner, wire.abandon).atexit = False
         return wire
-
-    @property
-    def eager(self) -> Self:
-        """The plain view of this client: it flushes what waits, and gives coroutines."""
-        eager: Self = twin_of(self, self._eager_type)
-        return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Queue a command and return its Future.
@@ -127,10 +107,6 @@ class Asynchronous(Funnel):
 
         return finish()
 
-    async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        # For asyncio.run(client.get("key")): called before there is a loop.
-        return await self.execute_command(*args, **options)
-
     def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return self._step_aside(scope, without_futures(args), options)
 
@@ -159,17 +135,6 @@ class Asynchronous(Funnel):
             self._know_script(args[-1])
         return value
 
-    if not TYPE_CHECKING:
-
-        def register_script(self, script):
-            self._know_script(script)
-            return self._script_type(self, script)
-
-        def _aside(self, thing):
-            if asyncio._get_running_loop() is not None:
-                self._wire.at_home()  # closes the pool's connections when the loop ends
-            return aside(thing)
-
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001  # redis-py's
         """Send what waits, then close the connections, as redis-py's client does."""
         if self._origin is not None:
@@ -182,33 +147,9 @@ class Asynchronous(Funnel):
         await (self._take_leave() if close_connection_pool or closes else flush())
         await plain.aclose(close_connection_pool)
 
-    async def _take_leave(self) -> None:
-        """Send what waits, then close the connections that tasks share."""
-        await flush()
-        client: Any = self
-        for wire in list(wires_of(client.connection_pool).values()):
-            await wire.close()
 
-    def __del__(self, *args: Any, **kwargs: Any) -> None:
-        # A twin must not close, nor warn of, what it shares.
-        if self._origin is None:
-            plain: Any = super()
-            plain.__del__(*args, **kwargs)
-
-
-class AsynchronousEager(Asynchronous):
+class AsynchronousEager(AsyncEager, Asynchronous):
     """What makes an asyncio client the eager view of one that batches."""
-
-    @property
-    def eager(self) -> Self:
-        return self
-
-    @property
-    def batching(self) -> Any:
-        return self._origin
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        return self._eagerly(args, options)
 
     async def _eagerly(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         scope = open_scope()

@@ -6,61 +6,41 @@ import asyncio
 import functools
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import redis.asyncio
 
 from autobatch import report
+from autobatch.async_funnel import AsyncEager, AsyncFunnel
 from autobatch.cluster import TARGET, Call, Clustered, Finish, needs_nodes
-from autobatch.funnel import BatchingScript, Funnel, twin_of
+from autobatch.funnel import BatchingScript, Funnel
 from autobatch.future import AsyncFuture
 from autobatch.keys import ONE_KEY
 from autobatch.recording import ran_alone, stray_scope
-from autobatch.scope import Scope, StrayScope, aflush, astep_aside, current, open_scope
+from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope
 from autobatch.wire.cluster_mux import Wire
 from autobatch.wire.server import wires_of
 
 
-class ClusteredAsynchronous(Clustered):
+class ClusteredAsynchronous(AsyncFunnel, Clustered):
     """What makes a cluster's asyncio client batch, whichever library it is of."""
 
-    _eager_type: ClassVar[type[Any]]
-    # What is such a client of that library.
-    _plain_type: ClassVar[type[Any]]
-    _script_type: ClassVar[type[Any]]
     _wire_type: ClassVar[type[Any]] = Wire
-    _future_type = AsyncFuture
-    _lanes = 1
 
-    def __init__(self, *args: Any, lanes: int = 1, **kwargs: Any) -> None:
-        """Create a client.
-
-        Args:
-            args: as for redis-py's client.
-            lanes: how many connections to each node its tasks share in each event loop.
-            kwargs: as for redis-py's client, and `retry_writes` as for the synchronous one.
-        """
-        if lanes < 1:
-            raise ValueError("lanes must be at least 1")
-        super().__init__(*args, **kwargs)
-        self._lanes = lanes
+    @property
+    def _home(self) -> Any:
+        return self.root
 
     @functools.cached_property
     def _wire(self) -> Wire:
         retry_writes = self.retry_writes
-        wire: Wire = wires_of(self.root).setdefault(
+        wire: Wire = wires_of(self._home).setdefault(
             retry_writes, self._wire_type(self, self._lanes, retry_writes=retry_writes)
         )
         owner = self if self._origin is None else self._origin
         if isinstance(owner, self._plain_type):
             weakref.finalize(owner, wire.abandoning()).atexit = False
         return wire
-
-    @property
-    def eager(self) -> Self:
-        """The plain view of this client: it flushes what waits, and gives coroutines."""
-        eager: Self = twin_of(self, self._eager_type)
-        return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Queue a command and return its Future.
@@ -93,10 +73,6 @@ class ClusteredAsynchronous(Clustered):
     async def _when_initialized(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # The first call of all, of a command that goes to certain nodes: which are there?
         await self._wire.initialize()
-        return await self.execute_command(*args, **options)
-
-    async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        # For asyncio.run(client.get("key")): called before there is a loop.
         return await self.execute_command(*args, **options)
 
     def _queue_unknown(self, scope: Scope, call: Call) -> Any:
@@ -143,17 +119,6 @@ class ClusteredAsynchronous(Clustered):
             self._know_script(call.args[-1])
         return call.finish(list(values))
 
-    if not TYPE_CHECKING:
-
-        def register_script(self, script):
-            self._know_script(script)
-            return self._script_type(self, script)
-
-        def _aside(self, thing):
-            if asyncio._get_running_loop() is not None:
-                self._wire.at_home()
-            return super()._aside(thing)
-
     async def aclose(self) -> None:
         """Send what waits, then close the connections, as redis-py's client does."""
         await self._take_leave()
@@ -163,32 +128,9 @@ class ClusteredAsynchronous(Clustered):
             plain: Any = super()
             await plain.aclose()
 
-    async def _take_leave(self) -> None:
-        """Send what waits, then close the connections that tasks share."""
-        await aflush()
-        for wire in list(wires_of(self.root).values()):
-            await wire.close()
 
-    def __del__(self, *args: Any, **kwargs: Any) -> None:
-        # A twin must not close, nor warn of, what it shares.
-        if self._origin is None:
-            plain: Any = super()
-            plain.__del__(*args, **kwargs)
-
-
-class ClusteredAsynchronousEager(ClusteredAsynchronous):
+class ClusteredAsynchronousEager(AsyncEager, ClusteredAsynchronous):
     """What makes a cluster's asyncio client the eager view of one that batches."""
-
-    @property
-    def eager(self) -> Self:
-        return self
-
-    @property
-    def batching(self) -> Any:
-        return self._origin
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        return self._eagerly(args, options)
 
     async def _eagerly(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         scope = open_scope()

@@ -1619,6 +1619,8 @@ def test_it_is_a_redis_client(server, plain):
     asyncio.run(tidy(main()))
     with pytest.raises(ValueError, match="lanes"):
         autobatch.asyncio.Redis(lanes=0)
+    with pytest.raises(ValueError, match="lanes"):
+        autobatch.asyncio.Redis.from_url(url, lanes=0)
 
 
 @in_loop

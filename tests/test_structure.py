@@ -49,6 +49,7 @@ ORDER = [
     "funnel",
     "client",
     "cluster",
+    "async_funnel",
     "asyncio_cluster",
     "asyncio",
     "wire.valkey",
