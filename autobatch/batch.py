@@ -253,6 +253,13 @@ class Batch:
             else:
                 entry.not_sent(reason_of(cause), cause)
 
+    def drop(self, error: BaseException) -> None:
+        """Settle what will not be sent, and tell whoever waits for it."""
+        commands = commands_of(self.entries)
+        self.give_up(error)
+        for command in commands:
+            command.run_callbacks()
+
     def _carry_scripts(self) -> None:
         """Let the first call of each script bring its source along: EVAL instead of EVALSHA.
 

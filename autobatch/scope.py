@@ -462,7 +462,7 @@ class OwnScope(Scope):
         elif loop is not None:
             self.stats.exchanges += batch.wire.submit(batch, self.lane, arrived)
         else:
-            _drop(batch, NoLoop("an asyncio client's command needs a running event loop"))
+            batch.drop(NoLoop("an asyncio client's command needs a running event loop"))
             arrived()
         return True
 
@@ -697,15 +697,7 @@ def give_up(waves: list[list[Batch]], error: BaseException) -> None:
     """Settle what was not handed over: it will not be sent, because of `error`."""
     for batch in itertools.chain(*waves):
         if not batch.handed_over:
-            _drop(batch, error)
-
-
-def _drop(batch: Batch, error: BaseException) -> None:
-    """Settle a batch that will not be sent, and tell whoever waits for its commands."""
-    commands = commands_of(batch.entries)
-    batch.give_up(error)
-    for command in commands:
-        command.run_callbacks()
+            batch.drop(error)
 
 
 def whole_of(owner: Any) -> Any:

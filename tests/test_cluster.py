@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 import autobatch
 import autobatch.asyncio
-from autobatch.errors import CrossSlot, NotReady, NotSent, OutcomeUnknown
+from autobatch.errors import CrossSlot, NoLoop, NotReady, NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Cut, Fault, Hold, Signal
 from clusters import HOST, SLOTS, Cluster, eventually
 from looping import PATIENCE, tidy
@@ -1291,6 +1291,36 @@ def test_the_cluster_is_looked_at_again_in_another_event_loop(cluster):
         await client.aclose()
 
     asyncio.run(tidy(run_and_close()))
+
+
+def test_a_second_running_event_loop_is_told_what_to_do(cluster):
+    """And the first goes on."""
+    client = autobatch.asyncio.RedisCluster(host=HOST, port=cluster.primaries[0])
+
+    async def elsewhere():
+        with pytest.raises(NotSent, match="one event loop at a time"):
+            await client.incr(A)
+        with pytest.raises(NotSent, match="aclose"):
+            async with autobatch.batch():
+                client.incr(A)
+        with pytest.raises(NoLoop, match="for each loop"):
+            await client.blpop(B, timeout=0.01)
+
+    async def run():
+        await client.incr(A)
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert await client.incr(A) == 2
+        await client.aclose()
+
+    async def closed():
+        assert await client.incr(A) == 3
+        await client.aclose()
+
+    async def run_and_let_go():
+        await run()
+        await asyncio.to_thread(asyncio.run, closed())
+
+    asyncio.run(tidy(run_and_let_go()))
 
 
 @both_ways

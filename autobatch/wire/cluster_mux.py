@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -22,7 +23,7 @@ from redis.exceptions import RedisClusterException
 
 from autobatch.batch import Batch, Entry, commands_of, resend
 from autobatch.command import Command, Script
-from autobatch.errors import NotSent, OutcomeUnknown
+from autobatch.errors import NoLoop, NotSent, OutcomeUnknown
 from autobatch.promise import PENDING, Failure
 from autobatch.wire import connection as greeted
 from autobatch.wire import mux
@@ -52,6 +53,7 @@ class Wire:
         self.decode = greeted.decoder(encoder)
         self.scripts: dict[str, Script] = {}
         self._wires: dict[str, mux.Wire] = {}  # by the node's name
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     @property
     def server(self) -> object:
@@ -64,7 +66,13 @@ class Wire:
 
     def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> int:
         """Hand a batch over to the running loop's connections, as a wire to one server does."""
-        return self._home().submit(batch, lane, landed)
+        try:
+            home = self._home()
+        except NoLoop as error:
+            batch.drop(error)
+            landed()
+            return 0
+        return home.submit(batch, lane, landed)
 
     async def call(self, command: Command) -> Any:
         """Run one command on a connection that it has for itself, and return its value."""
@@ -183,10 +191,22 @@ class Wire:
         self._home()
 
     def _home(self) -> _Home:
-        """Return what this wire has in the running loop."""
+        """Return what this wire has in the running loop.
+
+        Raises:
+            NoLoop: it has something in another loop that runs, too.
+        """
         tick = tick_of(asyncio.get_running_loop())
         home: _Home | None = tick.homes.get(self)
         if home is None:
+            before = None if self._loop is None else self._loop()
+            if before is not None and before.is_running() and self in tick_of(before).homes:
+                # redis-py's connections to the nodes, where it asks for the map, are of that one.
+                raise NoLoop(
+                    "an asyncio client of a cluster belongs to one event loop at a time, and is in "
+                    "use in another one: aclose() it there, or make a client for each loop"
+                )
+            self._loop = weakref.ref(tick.loop)
             home = tick.homes[self] = _Home(self, tick.loop)
         return home
 
