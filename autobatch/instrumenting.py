@@ -366,6 +366,8 @@ _METHODS: dict[str, Callable[..., Any]] = {
             "mset_nonatomic",
             "touch",
             "unlink",
+            "xread",
+            "xreadgroup",
         ],
         _in_scopes,
     ),

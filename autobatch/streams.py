@@ -6,6 +6,7 @@ switched on (`redis.client.stream.lag`). Here that is done when a Future is sett
 
 from __future__ import annotations
 
+import inspect
 from types import CoroutineType, MethodType
 from typing import Any
 
@@ -46,7 +47,7 @@ def called_by(
         redis.DataError: as the method does.
     """
     called = _Called()
-    method.__func__(called, *args, **kwargs)
+    inspect.unwrap(method.__func__)(called, *args, **kwargs)  # which may be instrumented
     return called.args, called.options
 
 

@@ -558,3 +558,29 @@ def test_redis_pys_metrics_of_streams_force_nothing_with_asyncio(proxy, redis_me
     seen = lags(redis_metrics)
     assert seen["asyncio", None] == 4
     assert seen["asyncio", "group"] == 1
+
+
+def test_redis_pys_metrics_of_streams_force_nothing_where_it_is_instrumented(proxy, redis_metrics):
+    async def main():
+        async with redis.asyncio.Redis(port=proxy.port) as client:
+            async with autobatch.batch():
+                client.xadd("instrumented", {"a": 1})
+                read = client.xread({"instrumented": 0})
+                grouped = client.xreadgroup("group", "consumer", {"instrumented": ">"})
+            assert proxy.round_trips == 1
+            assert (len(read[0][1]), len(grouped[0][1])) == (2, 1)
+
+    with autobatch.instrument(), redis.Redis(port=proxy.port) as client:
+        client.xgroup_create("instrumented", "group", mkstream=True)
+        proxy.reset()
+        with autobatch.batch():
+            client.xadd("instrumented", {"a": 1})
+            read = client.xread({"instrumented": 0})
+            grouped = client.xreadgroup("group", "consumer", {"instrumented": ">"})
+        assert proxy.round_trips == 1
+        assert len(read[0][1]) == len(grouped[0][1]) == 1
+        proxy.reset()
+        asyncio.run(main())
+    seen = lags(redis_metrics)
+    assert seen["instrumented", None] == 3
+    assert seen["instrumented", "group"] == 2
