@@ -11,7 +11,7 @@ import redis
 from redis.connection import ConnectionPool
 
 from autobatch import report
-from autobatch.command import Command
+from autobatch.command import Command, spelled_out, traits_of
 from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import unwrap
 from autobatch.recording import ran_alone
@@ -67,7 +67,7 @@ class Synchronous(Funnel):
     # redis-py would send a write again whose reply was lost; our own wire does not.
     def _execute_command(self, *args: Any, **options: Any) -> Any:
         args = without_futures(args)
-        if self._caches or names_himport(args[0]):
+        if self._from_cache(args) or names_himport(args[0]):
             plain: Any = super()
             return plain._execute_command(*args, **options)
         command = self._command(Command, args, options, None)
@@ -80,6 +80,13 @@ class Synchronous(Funnel):
         if command.traits.name == "SCRIPT LOAD":
             self._know_script(args[-1])
         return value
+
+    def _from_cache(self, args: tuple[Any, ...]) -> bool:
+        """Return whether the client-side cache may have the answer.
+
+        What it has not is asked for by redis-py, again and again if need be: only what reads.
+        """
+        return self._caches and traits_of(spelled_out(args)).read_only
 
     @property
     def _caches(self) -> bool:

@@ -312,6 +312,12 @@ class ClusteredSynchronous(Clustered):
         client.cluster_response_callbacks = callbacks
         return callbacks.all
 
+    @functools.cached_property
+    def _caches(self) -> bool:
+        client: Any = self
+        node = client.get_redis_connection(client.get_default_node())
+        return getattr(node.connection_pool, "cache", None) is not None
+
     @property
     def eager(self) -> Self:
         """The plain view of this client: it flushes what waits, runs, and returns plain values."""
@@ -350,7 +356,9 @@ class ClusteredSynchronous(Clustered):
         return self._queue_call(scope, call)
 
     def _run_now(self, call: Call) -> Any:
-        if call.of_search:
+        # What a cache has not redis-py asks for, again and again if need be: only what reads.
+        cached = self._caches and call.traits.read_only and call.nodes is None
+        if call.of_search or cached:
             plain: Any = super(Funnel, self)
             return plain.execute_command(*call.args, **call.options)
         if call.unknown:

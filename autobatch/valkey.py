@@ -61,7 +61,7 @@ class Valkey(_OfValkey, client.Synchronous, valkey.Valkey):
         return wires_of(pool).setdefault(retry_writes, Wire(pool, retry_writes=retry_writes))
 
     def _run_now(self, args: Any, options: Any) -> Any:
-        if self._caches:
+        if self._from_cache(args):
             return valkey.Valkey.execute_command(self, *args, **options)
         return self._execute_command(*args, **options)
 
