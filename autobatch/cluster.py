@@ -16,7 +16,7 @@ from autobatch import report
 from autobatch.batch import Batch
 from autobatch.command import Command, PinnedCommand, Traits, Travel, spelled_out, traits_of
 from autobatch.errors import AutobatchError, CrossSlot
-from autobatch.funnel import Funnel, twin_of, without_futures
+from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import FUTURE_TYPES, combine, future_of, unwrap
 from autobatch.keys import ONE_KEY
 from autobatch.promise import Failure
@@ -212,12 +212,14 @@ class Call:
     def finish(self, values: list[Any]) -> Any:
         """Return the value of the call from those of its nodes, as redis-py does."""
         callback = self._client.result_callbacks.get(self._name)
+        if callback is None and len(values) == 1:
+            return values[0]
         nodes = self.nodes or [self._client.get_default_node()]
         by_node = {node.name: value for node, value in zip(nodes, values, strict=True)}
         options = {name: value for name, value in self.options.items() if name != "keys"}
         if callback is not None:
             return callback(self._name, by_node, **options)
-        return values[0] if len(values) == 1 else by_node
+        return by_node
 
     def finish_later(self, futures: list[Any]) -> Any:
         """Return the Future of that."""
@@ -358,7 +360,7 @@ class ClusteredSynchronous(Clustered):
     def _run_now(self, call: Call) -> Any:
         # What a cache has not redis-py asks for, again and again if need be: only what reads.
         cached = self._caches and call.traits.read_only and call.nodes is None
-        if call.of_search or cached:
+        if call.of_search or cached or names_himport(call.args[0]):
             plain: Any = super(Funnel, self)
             return plain.execute_command(*call.args, **call.options)
         if call.unknown:

@@ -1533,3 +1533,18 @@ async def test_watching_sees_what_was_called_before(way, cluster):
         resetting = pipeline.reset()
         if way.asynchronous:
             await resetting
+
+
+@both_ways
+async def test_redis_py_prepares_the_connection_for_an_import(way, cluster):
+    """Its own way alone finds that this server knows no HIMPORT; ours would ask a node."""
+    client, plain = await way.client(), await way.plain()
+    call = "HIMPORT SET", KEYS[0], "fields", "1"
+    expected = await way.outcome(lambda: plain.execute_command(*call))
+    assert isinstance(expected, redis.RedisError)
+    outside = await way.outcome(lambda: client.execute_command(*call))
+    async with way.batch():
+        client.set(KEYS[0], "1")
+        inside = await way.outcome(lambda: client.execute_command(*call))
+        assert ["SET"] in [names for proxy in cluster.proxies.values() for names in proxy.names]
+    assert repr(outside) == repr(inside) == repr(expected)
