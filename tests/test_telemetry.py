@@ -478,7 +478,7 @@ def redis_metrics(meters):
             for point in metric.data.data_points
         ]
 
-    groups = [MetricGroup.COMMAND, MetricGroup.STREAMING]
+    groups = [MetricGroup.COMMAND, MetricGroup.RESILIENCY, MetricGroup.STREAMING]
     providers.get_observability_instance().init(OTelConfig(metric_groups=groups))
     try:
         yield read
@@ -502,6 +502,28 @@ def test_redis_pys_metrics_count_batches_once(client, redis_metrics):
     }
     assert {name: point.count for name, point in points.items()} == {"PIPELINE": 1, "GET": 1}
     assert points["PIPELINE"].attributes["error.type"] == "ResponseError"
+    (errors,) = redis_metrics("redis.client.errors")
+    assert errors.value == 1
+    assert errors.attributes["error.type"] == "ResponseError"
+    assert errors.attributes["redis.client.errors.category"] == "server"
+    assert errors.attributes["db.response.status_code"] == "WRONGTYPE"
+
+
+def test_redis_pys_metrics_count_lost_connections(server, redis_metrics):
+    from autobatch.integrations import redis_metrics as integration
+
+    with integration.install(), autobatch.testing.Proxy(server) as proxy:
+        client = autobatch.Redis(port=proxy.port)
+        proxy.arm(autobatch.testing.Cut(reply=0))
+        with pytest.raises(autobatch.errors.OutcomeUnknown):
+            client.incr("a")
+        client.close()
+    errors = redis_metrics("redis.client.errors")
+    assert [
+        point.attributes["redis.client.errors.category"]
+        for point in errors
+        if point.attributes["error.type"] == "OutcomeUnknown"
+    ] == ["network"]
 
 
 def lags(read):
