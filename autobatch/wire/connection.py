@@ -257,35 +257,50 @@ async def _reply_to(command: Command, connection: Any) -> Any:
         return error
 
 
+async def _send_one(connection: Any, command: Command, *, ask: bool) -> Any:
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task is not None else 0
+    if ask:
+        await connection.send_command("ASKING")
+        await connection.read_response()
+    await connection.send_packed_command([command.packed])
+    if task is not None and task.cancelling() > cancelled:
+        # Python 3.11's wait_for(), in redis-py, forgets a cancellation that comes when it is
+        # done. See https://github.com/python/cpython/issues/86296.
+        await connection.disconnect(nowait=True)
+        raise asyncio.CancelledError
+    reply = await _reply_to(command, connection)
+    if refused(connection, [reply]):
+        raise reply
+    return reply
+
+
 async def exchange_one(connection: Any, command: Command, *, ask: bool = False) -> None:
     """Send one command on an asyncio connection and settle it; with `ask` behind an ASKING.
 
     It is sent again as the connection's retry policy says, if it only reads or the wire retries
-    writes, too.
+    writes, too, or if the server refused it with an error that the policy names.
     """
+    repeatable = command.read_only or command.wire.retry_writes
+    lost: list[Exception] = []
 
     async def attempt() -> Any:
-        task = asyncio.current_task()
-        cancelled = task.cancelling() if task is not None else 0
-        if ask:
-            await connection.send_command("ASKING")
-            await connection.read_response()
-        await connection.send_packed_command([command.packed])
-        if task is not None and task.cancelling() > cancelled:
-            # Python 3.11's wait_for(), in redis-py, forgets a cancellation that comes when it is
-            # done. See https://github.com/python/cpython/issues/86296.
-            await connection.disconnect(nowait=True)
-            raise asyncio.CancelledError
-        return await _reply_to(command, connection)
+        try:
+            return await _send_one(connection, command, ask=ask)
+        except (redis.RedisError, OSError) as error:
+            if repeatable or isinstance(error, redis.ResponseError):
+                raise
+            lost.append(error)
 
     async def forget_failure(_: Exception) -> None:
         await connection.disconnect()
 
     try:
-        if command.read_only or command.wire.retry_writes:
-            reply = await connection.retry.call_with_retry(attempt, forget_failure)
-        else:
-            reply = await attempt()
+        reply = await connection.retry.call_with_retry(attempt, forget_failure)
+        if lost:
+            raise lost[0]
+    except redis.ResponseError as error:
+        command.settle(error)
     except (redis.RedisError, OSError) as error:
         if isinstance(error.__context__, redis.ReadOnlyError):  # Sentinel's: no primary any more
             command.not_sent("connection failure", error)
@@ -346,6 +361,19 @@ def is_closed(connection: Any) -> bool:
 def forget(connection: Any) -> None:
     """Make redis-py's connection forget the transport that was taken over."""
     connection._reader = connection._writer = None
+
+
+def tries_again(connection: Any, error: BaseException) -> bool:
+    """Return whether the connection's retry policy has to do with an error."""
+    return isinstance(error, connection.retry._supported_errors)
+
+
+def refused(connection: Any, replies: list[Any]) -> bool:
+    """Return whether all commands were refused with errors that the retry policy names."""
+    return all(
+        isinstance(reply, redis.ResponseError) and tries_again(connection, reply)
+        for reply in replies
+    )
 
 
 def retries(connection: Any) -> int:

@@ -254,6 +254,7 @@ class _Flight:
         "batch",
         "commands",
         "count",
+        "named",
         "raw",
         "replies",
         "since",
@@ -273,6 +274,14 @@ class _Flight:
         """Start over with what is left of the batch."""
         self.count, self.raw = self.batch.expected()
         self.replies: list[Any] = []
+        self.named = False  # all replies are errors that `retry_on_error` names
+
+    def give_up(self, cause: BaseException) -> None:
+        """Settle what will not be sent again, or hand it back to who divided the batch."""
+        if self.named:
+            self.batch.settle(self.replies)
+        else:
+            self.batch.hand_back(cause)
 
     def land(self) -> None:
         """Tell whoever waits for commands that are settled by now."""
@@ -409,7 +418,8 @@ class Link:
             run_all(self._land, landed)
         finally:
             if landed:
-                self._failures = 0
+                if self._retiring is None:
+                    self._failures = 0
                 self._go_on()
 
     def _parse(self, landed: list[_Flight]) -> None:
@@ -446,22 +456,30 @@ class Link:
 
     def _land(self, flight: _Flight) -> None:
         first = flight.replies[0]
-        if isinstance(first, redis.ConnectionError):
-            # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
-            self._retiring = first
-            if all(isinstance(reply, redis.BusyLoadingError) for reply in flight.replies):
-                self._refused.append(flight)  # nothing ran
-                return
-        elif self._follows and (demoted := demotion(flight.replies)) is not None:
-            self._retiring = demoted
-            if all(isinstance(reply, redis.ReadOnlyError) for reply in flight.replies):
-                self._refused.append(flight)  # nothing ran
-                return
+        if (self._follows or isinstance(first, redis.RedisError)) and self._refuses(flight, first):
+            self._refused.append(flight)
+            return
         self._give_up_refused()
         try:
             flight.batch.settle(flight.replies)
         finally:
             flight.land()
+
+    def _refuses(self, flight: _Flight, first: Any) -> bool:
+        """Return whether nothing of a flight ran; where it says so, retire this connection."""
+        replies = flight.replies
+        if isinstance(first, redis.ConnectionError):
+            # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
+            self._retiring = first
+            return all(isinstance(reply, redis.BusyLoadingError) for reply in replies)
+        if self._follows and (demoted := demotion(replies)) is not None:
+            self._retiring = demoted
+            return all(isinstance(reply, redis.ReadOnlyError) for reply in replies)
+        if flight.batch.divided or not greeted.refused(self._connection, replies):
+            return False
+        self._retiring = first
+        flight.named = True
+        return True
 
     def _go_on(self) -> None:
         """See what can be done now that replies have come."""
@@ -513,12 +531,15 @@ class Link:
         """Do not send again what would now come after commands that were called later."""
         refused, self._refused = self._refused, []
         for flight in refused:
-            flight.batch.give_up(flight.replies[0])
+            flight.give_up(flight.replies[0])
             flight.land()
 
     def _again(self, flights: list[_Flight], cause: Exception) -> None:
         """Queue what is left of some flights, ahead of what waits."""
         retries = self._retries
+        lost = isinstance(cause, (redis.ConnectionError, redis.TimeoutError))
+        if flights and lost and not greeted.tries_again(self._connection, cause):
+            retries = 0
         left = []
         came_back = False
         for flight in flights:
@@ -527,7 +548,7 @@ class Link:
             if flight.batch.entries and (
                 divided or flight.attempts > retries >= 0 or self._closing
             ):
-                flight.batch.hand_back(cause)
+                flight.give_up(cause)
             came_back = came_back or (divided and bool(flight.batch.entries))
             if flight.batch.entries and not divided:
                 flight.prepare()

@@ -124,12 +124,22 @@ def call(command: Command) -> Any:
 class Flight:
     """One batch on its way over one connection."""
 
-    __slots__ = ("_count", "_raw", "batch", "connection", "failure", "replies", "written")
+    __slots__ = (
+        "_count",
+        "_raw",
+        "batch",
+        "connection",
+        "failure",
+        "refusals",
+        "replies",
+        "written",
+    )
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.connection: Any | None = None
         self.replies: list[Any] = []
+        self.refusals: list[Any] | None = None  # replies, where nothing ran: see `retry_on_error`
         self.written = 0
         self.failure: BaseException | None = None
         self._count, self._raw = batch.expected()
@@ -169,10 +179,18 @@ class Flight:
         except redis.RedisError as error:
             self.failure = error
             return
-        if isinstance(self.replies[0], redis.ConnectionError):
-            self._refused(self.replies[0])
-        elif self._wire.follows:
+        first = self.replies[0]
+        if self._wire.follows or isinstance(first, redis.RedisError):
+            self._look_for_trouble(first)
+
+    def _look_for_trouble(self, first: Any) -> None:
+        if isinstance(first, redis.ConnectionError):
+            self._refused(first)
+            return
+        if self._wire.follows:
             self._look_for_demotion()
+        if self.failure is None and not self.batch.divided:
+            self._look_for_refusals()
 
     def _refused(self, error: redis.ConnectionError) -> None:
         # NOAUTH, LOADING, too many clients: redis-py closes the connection, and so do we.
@@ -182,6 +200,12 @@ class Flight:
             # Nothing ran. Sending everything again, in order, is as good as the first time.
             self.failure = error
             self.replies = []
+            self.written = 0
+
+    def _look_for_refusals(self) -> None:
+        if link.refused(self.connection, self.replies):
+            self.failure = self.replies[0]
+            self.refusals, self.replies = self.replies, []
             self.written = 0
 
     def _look_for_demotion(self) -> None:
@@ -289,15 +313,16 @@ def _send_again(flight: Flight) -> int:
         batch.give_up(failure)
         return 0
     attempts = 0
+    latest = flight
 
     def attempt() -> None:
-        nonlocal attempts, failure
+        nonlocal attempts, failure, latest
         if failure is not None:  # the first attempt was made already: let the policy count it
             first, failure = failure, None
             raise first
         attempts += 1
         resend(batch.entries)
-        again = Flight(batch)
+        again = latest = Flight(batch)
         try:
             fly([again])
         finally:
@@ -310,7 +335,10 @@ def _send_again(flight: Flight) -> int:
     try:
         connection.retry.call_with_retry(attempt, lambda _: None)
     except (redis.RedisError, OSError) as error:
-        batch.give_up(error)
+        if latest.refusals is None:
+            batch.give_up(error)
+        else:
+            batch.settle(latest.refusals)
     except BaseException as error:
         batch.give_up(error)
         raise
