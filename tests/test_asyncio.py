@@ -1662,3 +1662,18 @@ async def test_a_limit_keeps_the_order_of_two_clients_of_one_server(client, prox
         assert await asyncio.wait_for(asyncio.to_thread(held.released.wait, 0.05), 1) is False
         held.released.set()
     assert (await first, await second) == (1, 2)
+
+
+class Sealing(redis.connection.Encoder):
+    """A program's own encoder, as a pool's `encoder_class`."""
+
+    def encode(self, value):
+        return b"sealed:" + super().encode(value) if value == "secret" else super().encode(value)
+
+
+@in_loop
+async def test_the_pools_own_encoder_writes(server, plain):
+    pool = redis.asyncio.ConnectionPool(port=server, encoder_class=Sealing)
+    async with autobatch.asyncio.Redis.from_pool(pool) as client, batch():
+        client.set("a", "secret")
+        assert await client.get("a") == b"sealed:secret"

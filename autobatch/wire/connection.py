@@ -31,6 +31,7 @@ except ImportError:  # redis-py without hiredis, or with its parser elsewhere
     hiredis = _HiredisParser = NOT_ENOUGH_DATA = None
 PushNotification = getattr(hiredis, "PushNotification", None)
 
+_LIBRARIES = {"redis", "valkey"}
 _RECORD = 16 * 1024  # the most that one record of TLS carries
 
 Pack = Callable[[tuple[Any, ...]], bytes]
@@ -67,9 +68,11 @@ def packers(pool: Any, *, own_encoding: bool = False) -> tuple[Pack, Pack]:
             with hiredis write UTF-8, whatever the client reads.
     """
     custom = pool.connection_kwargs.get("command_packer")
-    encoder = pool.get_encoder()
+    encoder = pool.get_encoder()  # its class may be the program's own
     utf8 = not own_encoding or (
-        codecs.lookup(encoder.encoding).name == "utf-8" and encoder.encoding_errors == "strict"
+        type(encoder).encode.__module__.partition(".")[0] in _LIBRARIES
+        and codecs.lookup(encoder.encoding).name == "utf-8"
+        and encoder.encoding_errors == "strict"
     )
     if hiredis is not None and custom is None and utf8:
         return _pack_with_hiredis, hiredis.pack_command
