@@ -108,7 +108,7 @@ class AtomicBlock(Block):
         super().__init__(parent)
         self.held = True
         self._commands: list[Command] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def add(self, command: Entry) -> None:
         with self._lock:
@@ -158,7 +158,7 @@ class AtomicBlock(Block):
             command.drop(why)
 
     def forked(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.drop(self, FORKED)
         super().forked()
 

@@ -383,6 +383,28 @@ def test_loops_in_threads_that_come_and_go_share_a_client(server, plain):
     assert (plain.get("all"), wrong) == ("40", [])
 
 
+def test_a_signal_handler_that_calls_redis_in_an_atomic_block(run):
+    """Wherever the block is just then: the command is one of its own."""
+    program = """
+        calls = [0, 0]
+
+        def on_alarm(*_):
+            calls[1] += 1
+            client.incr("handled")
+
+        signal.signal(signal.SIGALRM, on_alarm)
+        for _ in range(300):
+            with batch(), batch(atomic=True):
+                signal.setitimer(signal.ITIMER_REAL, 2e-4)
+                for _ in range(100):
+                    calls[0] += 1
+                    client.incr("called")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        assert [int(count) for count in client.mget("called", "handled")] == calls
+    """
+    assert run(program) == (0, "", "")
+
+
 SUBINTERPRETER = '''
 import importlib.util, os, sys
 names = ["_interpreters", "_xxsubinterpreters"]  # from 3.13 on, and before
