@@ -317,17 +317,18 @@ FUTURE_TYPES = frozenset({Future, AsyncFuture})
 def _waiter(promise: Promise) -> asyncio.Future[None]:
     waiter = asyncio.get_running_loop().create_future()
     promise.want()
-    promise.when_settled(functools.partial(_wake, waiter))
+    promise.when_settled(functools.partial(wake, waiter))
     return waiter
 
 
-def _wake(waiter: asyncio.Future[None], promise: Promise) -> None:
+def wake(waiter: asyncio.Future[None], _: Promise | None = None) -> None:
+    """Wake whoever awaits `waiter`, in any event loop; from any thread."""
     loop = waiter.get_loop()
     if loop is asyncio._get_running_loop():  # noqa: SLF001  # the one that never raises
         if not waiter.done():
             waiter.set_result(None)
     elif not loop.is_closed():  # somebody in another thread awaits it
-        loop.call_soon_threadsafe(_wake, waiter, promise)
+        loop.call_soon_threadsafe(wake, waiter)
 
 
 def not_ready(promise: Promise) -> NotReady:

@@ -20,6 +20,7 @@ import abc
 import asyncio
 import atexit
 import collections
+import concurrent.futures
 import contextlib
 import contextvars
 import functools
@@ -29,15 +30,15 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from contextvars_extras import ContextVarExt
 
 from autobatch import switch
-from autobatch.batch import Batch, Entry, commands_of, plan
+from autobatch.batch import Batch, Entry, commands_of, plan, reason_of
 from autobatch.command import Command, calling_frame
 from autobatch.errors import BlockingFlushWarning, NoLoop, NotReady
-from autobatch.future import not_ready
+from autobatch.future import not_ready, wake
 from autobatch.promise import PENDING, Failure, Promise, run_all
 from autobatch.report import Reason, Stats
 from autobatch.wire import sync
@@ -45,6 +46,10 @@ from autobatch.wire.server import wires_of
 from autobatch.wire.tick import tick_of
 
 T = TypeVar("T")
+# What has to happen first: a thread has exchanged what was called before.
+Gate: TypeAlias = concurrent.futures.Future[None]
+# Waves, what they have to wait for, how many round trips to count, the number of their departure.
+Entrusted: TypeAlias = tuple[list[list[Batch]], Gate | None, int, int]
 logger = logging.getLogger("autobatch")
 
 MAX_COMMANDS = 10_000
@@ -177,8 +182,8 @@ class OwnScope(Scope):
     _bytes = 0  # threads may lose an addition to each other: the limit is no budget
     _prune_at = PRUNE_AT
     _in_flight = False
-    _wanted = False
-    _epoch = 0
+    _wanted: asyncio.AbstractEventLoop | None = None  # whose tick sends what waits, at its end
+    _set_outs = 0
     _orders_wires = True  # between several clients of one server
     _last_wire: Any = None
     _journey: asyncio.Task[None] | None = None
@@ -202,12 +207,14 @@ class OwnScope(Scope):
         self._flushing = threading.RLock()  # as long as a thread waits for its servers
         # Never as long as that: what leaves the queue is handed over, or carried, in one step.
         self._departing = threading.RLock()
-        # asyncio's part: see dispatch().
+        # asyncio's part: see dispatch(). Threads change it, too, while they hold `_departing`.
         self.lane = next(_lanes) if lane is None else lane
-        self._outstanding: dict[int, int] = {}  # how many by epoch
+        self._outstanding: dict[int, list[Command]] = {}  # what has not landed, by departure
         self._newest: dict[object, Any] = {}  # by server, the wire that was used last
         self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
-        self._arrivals: list[tuple[int, asyncio.Future[None]]] = []
+        # What threads have left to the loop.
+        self._entrusted: list[Entrusted] = []
+        self._arrivals: list[tuple[set[int], asyncio.Future[None]]] = []  # of departures
 
     @functools.cached_property
     def written_slots(self) -> set[int]:
@@ -271,7 +278,11 @@ class OwnScope(Scope):
             self.forked()
         if self._in_flight or self._carried or self._queue:
             if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
-                if not self._in_flight and not self._carried and _all_asynchronous(self._queue):
+                if (
+                    not self._in_flight
+                    and not self._carried
+                    and _all_asynchronous(self._queue.copy())
+                ):
                     self.dispatch()  # there is nothing to wait for
                     return
                 _warn_of_blocking()
@@ -308,27 +319,45 @@ class OwnScope(Scope):
         try:
             # What a thread was to exchange that has not started yet comes first.
             carried = False
-            waves = self._depart_unless_carrying()
-            while waves is None:
+            departed = self._depart_unless_carrying()
+            while departed is None:
                 carried = True
                 for batch in self._take_over(self._carried[:]):
                     self._exchange([batch])  # one may have to come after another
-                waves = self._depart_unless_carrying()
+                departed = self._depart_unless_carrying()
+            waves, gates = departed
             try:
-                for wave in waves:
-                    self._exchange([batch for batch in wave if not self._hand_over(batch)])
+                for wave, gate in itertools.zip_longest(waves, gates):
+                    if gate is None:
+                        self._entrust(wave)
+                    else:
+                        gate.set_result(None)
+                    self._exchange([batch for batch in wave if not batch.wire.asynchronous])
             except BaseException as error:
                 give_up(waves, error)
                 raise
+            finally:
+                for gate in gates:
+                    if not gate.done():
+                        gate.set_result(None)
         finally:
             self._in_flight = nested
             if self._followed:
                 self._run_callbacks()
         return bool(carried or waves)
 
-    def _depart_unless_carrying(self) -> list[list[Batch]] | None:
+    def _depart_unless_carrying(self) -> tuple[list[list[Batch]], list[Gate]] | None:
         with self._departing:
-            return None if self._carried else self._depart()
+            if self._carried:
+                return None
+            waves = self._depart()
+            gates: list[Gate] = []
+            # Not to be overtaken by what a loop takes away next.
+            if waves and self._home() is not None and not _all_synchronous(waves):
+                gates = [concurrent.futures.Future() for _ in waves]
+                for wave, gate in zip(waves, gates, strict=True):
+                    self._entrust(wave, gate)
+            return waves, gates
 
     def _take_over(self, carried: list[Batch]) -> list[Batch]:
         """Return what is left of some batches to exchange. The caller holds `_flushing`."""
@@ -346,7 +375,8 @@ class OwnScope(Scope):
 
     def _run_callbacks(self) -> None:
         followed, self._followed = self._followed, []
-        self._followed += [promise for promise in followed if promise.outcome is PENDING]
+        # Another thread may add to that list meanwhile, or take it away; or settle some of these.
+        self._followed.extend([promise for promise in followed if promise.outcome is PENDING])
         settled = [promise for promise in followed if promise.outcome is not PENDING]
         run_all(Promise.run_callbacks, settled)
 
@@ -354,38 +384,131 @@ class OwnScope(Scope):
 
     def want(self, promise: Promise) -> None:  # noqa: ARG002  # everything is wanted at once
         loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
-        if loop is None or self._wanted or not self._queue:
+        if loop is None:
             return
-        if self.loop is None or self.loop is loop or self.loop.is_closed():
-            self._wanted = True
+        if self.loop is not loop and self.loop is not None:
+            home = self._home()
+            if home is not None:  # somebody in another thread awaits it
+                home.call_soon_threadsafe(self.dispatch)
+                return
+            self._move(loop)
+        if self._queue and self._wanted is not loop:
+            self._wanted = loop
             tick_of(loop).at_end(self)
-        else:  # somebody in another thread awaits it
-            self.loop.call_soon_threadsafe(self.dispatch)
+
+    def _home(self) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop that carries what waits here, if that is not the running one."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
+        home = self.loop
+        if home is None or home is loop or home.is_closed():
+            return None
+        # One that has stopped may run again; but who runs now does not wait for it.
+        return home if loop is None or home.is_running() else None
+
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Go on in another event loop, since the one before does not run any more."""
+        before, self.loop = self.loop, loop
+        if before is None or not before.is_closed():
+            return
+        # What is on its way there does not arrive, unless the loop was told that it ends.
+        with self._departing:
+            waiting = {departure for *_, departure in self._entrusted}
+            lost = {n: self._outstanding[n] for n in self._outstanding.keys() - waiting}
+            self._journey = None
+        cause = NoLoop("its event loop was closed")
+        for departure, commands in lost.items():
+            for command in commands:
+                if command.outcome is PENDING:
+                    command.outcome_unknown(reason_of(cause), cause)
+            run_all(Command.run_callbacks, commands)
+            self._landed(departure)
 
     def dispatch(self) -> None:
         """Hand what waits over to the connections, or to a task if there is more to do."""
-        self._wanted = False
+        self._wanted = None
+        home = self._home()
+        loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
+        if home is None and self.loop is not loop and self.loop is not None and loop is not None:
+            self._move(loop)
         with self._departing:
             waves = self._depart()
             for wave in waves:
                 for batch in wave:
                     if not batch.wire.asynchronous:
                         self._carried.append(batch)
-        if not waves:
+            if home is None:
+                self._hand_on()
+                if waves:
+                    self._set_off(waves)
+            elif waves:
+                self._entrusted.append((waves, None, 1, self._set_out()))
+        if home is not None:
+            self._tell_home(home)
+
+    def _entrust(self, wave: list[Batch], gate: Gate | None = None) -> None:
+        """Leave what asyncio clients have in a wave to their event loop, in order."""
+        batches = [batch for batch in wave if batch.wire.asynchronous]
+        if not batches:
             return
+        home = self._home()
+        if home is None and asyncio._get_running_loop() is None:  # noqa: SLF001
+            for batch in batches:
+                self._hand_over(batch)  # which tells that there is no loop
+            return
+        for batch in batches:
+            batch.handed_over = True
+        with self._departing:
+            # The thread counts the round trip.
+            self._entrusted.append(([batches], gate, 0, self._set_out()))
+        if home is None:
+            self._hand_on()
+        else:
+            self._tell_home(home)
+
+    def _tell_home(self, home: asyncio.AbstractEventLoop) -> None:
+        """Let a loop hand over what was left to it."""
+        try:
+            home.call_soon_threadsafe(self._hand_on)
+        except RuntimeError:  # it was closed just now
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Hand over what was left to this loop."""
+        with self._departing:
+            entrusted, self._entrusted = self._entrusted, []
+            for *_, departure in entrusted:  # none may wait for what comes after it
+                self._outstanding.pop(departure, None)
+            for waves, gate, round_trips, departure in entrusted:
+                before = self._set_outs
+                self._set_off(waves, gate, round_trips)
+                made = self._outstanding.keys() & range(before + 1, self._set_outs + 1)
+                self._replace(departure, made)
+
+    def _set_off(
+        self, waves: list[list[Batch]], gate: Gate | None = None, round_trips: int = 1
+    ) -> None:
+        """Hand some waves over, behind what is on its way; count so many round trips."""
         if (
             self._journey is None
+            and (gate is None or gate.done())
             and len(waves) == 1
             and _all_asynchronous(waves[0])
             and not (self._outstanding and self._overtakes(waves[0]))
         ):
             for batch in waves[0]:
                 self._hand_over(batch)
-            self.stats.round_trips += 1
+            self.stats.round_trips += round_trips
         else:
             # Synchronous clients take part, or an order has to be kept between connections.
-            before = self._journey if self._journey is not None else self._arrival()
-            self._journey = asyncio.create_task(self._travel(waves, before, self._set_out()))
+            before: asyncio.Future[None] | None = self._journey
+            if before is None or before.get_loop() is not asyncio.get_running_loop():
+                before = self._arrival()
+            gates = [asyncio.wrap_future(gate)] if gate is not None else []
+            if before is not None:
+                gates.append(before)
+            departure = self._set_out(itertools.chain(*waves))
+            landed = functools.partial(self._landed, departure)
+            self._journey = asyncio.create_task(self._travel(waves, gates, landed))
 
     def _overtakes(self, batches: list[Batch]) -> bool:
         """Return whether a batch goes to a server where another client's may be on its way."""
@@ -399,13 +522,13 @@ class OwnScope(Scope):
     async def _travel(
         self,
         waves: list[list[Batch]],
-        before: asyncio.Future[None] | None,
+        gates: list[asyncio.Future[None]],
         landed: Callable[[], None],
     ) -> None:
         left = list(waves)
         try:
-            if before is not None:
-                await asyncio.wait([before])
+            if gates:
+                await asyncio.wait(gates)
             while left:
                 await self._carry(left.pop(0))
         except asyncio.CancelledError:
@@ -452,14 +575,10 @@ class OwnScope(Scope):
         batch.handed_over = True
         if self._orders_wires and batch.wire is not self._last_wire:
             self._last_wire = self._newest[batch.wire.server] = batch.wire
-        arrived = self._set_out()
+        arrived = functools.partial(self._landed, self._set_out([batch]))
         if landed is not None:
             arrived = functools.partial(_call_both, arrived, landed)
-        loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
-        if self.loop is not None and self.loop is not loop and not self.loop.is_closed():
-            self.stats.exchanges += 1
-            self.loop.call_soon_threadsafe(batch.wire.submit, batch, self.lane, arrived)
-        elif loop is not None:
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
             self.stats.exchanges += batch.wire.submit(batch, self.lane, arrived)
         else:
             batch.drop(NoLoop("an asyncio client's command needs a running event loop"))
@@ -476,43 +595,50 @@ class OwnScope(Scope):
         self._hand_over(batch, landed)
         return arrival
 
-    def _set_out(self) -> Callable[[], None]:
-        """Note that something is on its way; return what to call when it has landed."""
-        epoch = self._epoch
-        self._outstanding[epoch] = self._outstanding.get(epoch, 0) + 1
-        return functools.partial(self._landed, epoch)
+    def _set_out(self, batches: Iterable[Batch] = ()) -> int:
+        """Note that something is on its way; return its number, for when it has landed."""
+        commands = [command for batch in batches for command in batch.commands()]
+        with self._departing:
+            self._set_outs += 1
+            self._outstanding[self._set_outs] = commands
+            return self._set_outs
 
-    def _landed(self, epoch: int) -> None:
-        left = self._outstanding.pop(epoch, 1) - 1  # a fork forgets them
-        if left:
-            self._outstanding[epoch] = left
+    def _landed(self, departure: int) -> None:
+        with self._departing:
+            self._outstanding.pop(departure, None)  # a fork forgets them
         if self._abandoned is not None:
             self._tell_abandoned()
-        if self._followed:
-            self._run_callbacks()
         if self._arrivals:
-            oldest = min(self._outstanding, default=self._epoch)
-            for waited_for, arrival in self._arrivals:
-                if waited_for < oldest and not arrival.done():
-                    arrival.set_result(None)
-            self._arrivals = [one for one in self._arrivals if not one[1].done()]
+            self._replace(departure, ())
+
+    def _replace(self, departure: int, by: Iterable[int]) -> None:
+        """Let whoever waits until something has landed wait for other things instead, if any."""
+        with self._departing:
+            for awaited, arrival in self._arrivals:
+                if departure in awaited:
+                    awaited.remove(departure)
+                    awaited.update(by)
+                    if not awaited:
+                        wake(arrival)
+            self._arrivals = [one for one in self._arrivals if one[0]]
 
     async def aflush(self) -> None:
         self.dispatch()
+        in_thread_too = self._in_flight
         arrival = self._arrival()
         if arrival is not None:
             await arrival
-        elif self._in_flight:  # in another thread
+        if in_thread_too and self._in_flight:
             await in_thread(self.flush)
 
     def _arrival(self) -> asyncio.Future[None] | None:
         """Return what is done when all that is on its way now has landed; None if nothing is."""
-        if not self._outstanding:
-            return None
-        arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Not for what others call meanwhile.
-        self._arrivals.append((self._epoch, arrival))
-        self._epoch += 1
+        with self._departing:
+            if not self._outstanding:
+                return None
+            arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            # Not for what others call meanwhile.
+            self._arrivals.append((set(self._outstanding), arrival))
         return arrival
 
     async def aclose(self, name: str = "a cancelled scope") -> list[Failure]:
@@ -564,7 +690,7 @@ class OwnScope(Scope):
     def drop(self, part: Scope, why: str) -> None:
         dropped: list[Command] = []
         kept: list[Entry] = []
-        with self._flushing:
+        with self._departing:  # or what is called later might leave before what is put back
             for entry in self._take():
                 members = commands_of([entry])
                 if belongs(members[0], part):  # a transaction belongs to one block, as a whole
@@ -587,10 +713,11 @@ class OwnScope(Scope):
         self._in_flight = False
         # The parent's event loop is not ours, nor is what it waits for.
         self.loop = None
-        self._wanted = False
-        self._outstanding.clear()
+        self._wanted = None
+        self._outstanding = {}
         self._journey = None
         self._carried = []
+        self._entrusted = []
         self._arrivals = []
         self._failures = []
         self._followed = []
@@ -679,6 +806,10 @@ def _report_stray(loop: asyncio.AbstractEventLoop, failure: Failure) -> None:
         message = f"nobody looked at the error of a Redis command: {failure.summary()}"
         context = {"message": message, "exception": failure.for_log()}
         loop.call_soon_threadsafe(loop.call_exception_handler, context)
+
+
+def _all_synchronous(waves: list[list[Batch]]) -> bool:
+    return not any(batch.wire.asynchronous for batch in itertools.chain(*waves))
 
 
 def _all_asynchronous(travelling: Iterable[Batch | Entry]) -> bool:
