@@ -29,7 +29,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from contextvars_extras import ContextVarExt
@@ -183,7 +183,6 @@ class OwnScope(Scope):
     _prune_at = PRUNE_AT
     _in_flight = False
     _wanted: asyncio.AbstractEventLoop | None = None  # whose tick sends what waits, at its end
-    _set_outs = 0
     _orders_wires = True  # between several clients of one server
     _last_wire: Any = None
     _journey: asyncio.Task[None] | None = None
@@ -209,7 +208,7 @@ class OwnScope(Scope):
         self._departing = threading.RLock()
         # asyncio's part: see dispatch(). Threads change it, too, while they hold `_departing`.
         self.lane = next(_lanes) if lane is None else lane
-        self._outstanding: dict[int, list[Command]] = {}  # what has not landed, by departure
+        self._outstanding: dict[int, Sequence[Command]] = {}  # what has not landed, by departure
         self._newest: dict[object, Any] = {}  # by server, the wire that was used last
         self._carried: list[Batch] = []  # whoever comes first exchanges them: see _send()
         # What threads have left to the loop.
@@ -425,19 +424,18 @@ class OwnScope(Scope):
 
     def dispatch(self) -> None:
         """Hand what waits over to the connections, or to a task if there is more to do."""
-        self._wanted = None
-        home = self._home()
+        self._wanted = home = None
         loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
-        if home is None and self.loop is not loop and self.loop is not None and loop is not None:
-            self._move(loop)
+        if self.loop is not loop and self.loop is not None:
+            home = self._home()
+            if home is None and loop is not None:
+                self._move(loop)
         with self._departing:
             waves = self._depart()
-            for wave in waves:
-                for batch in wave:
-                    if not batch.wire.asynchronous:
-                        self._carried.append(batch)
+            self._carried += [b for wave in waves for b in wave if not b.wire.asynchronous]
             if home is None:
-                self._hand_on()
+                if self._entrusted:
+                    self._hand_on()
                 if waves:
                     self._set_off(waves)
             elif waves:
@@ -479,10 +477,9 @@ class OwnScope(Scope):
             for *_, departure in entrusted:  # none may wait for what comes after it
                 self._outstanding.pop(departure, None)
             for waves, gate, round_trips, departure in entrusted:
-                before = self._set_outs
+                before = set(self._outstanding)
                 self._set_off(waves, gate, round_trips)
-                made = self._outstanding.keys() & range(before + 1, self._set_outs + 1)
-                self._replace(departure, made)
+                self._replace(departure, self._outstanding.keys() - before)
 
     def _set_off(
         self, waves: list[list[Batch]], gate: Gate | None = None, round_trips: int = 1
@@ -506,7 +503,8 @@ class OwnScope(Scope):
             gates = [asyncio.wrap_future(gate)] if gate is not None else []
             if before is not None:
                 gates.append(before)
-            departure = self._set_out(itertools.chain(*waves))
+            commands = [c for batch in itertools.chain(*waves) for c in batch.commands()]
+            departure = self._set_out(commands)
             landed = functools.partial(self._landed, departure)
             self._journey = asyncio.create_task(self._travel(waves, gates, landed))
 
@@ -575,7 +573,7 @@ class OwnScope(Scope):
         batch.handed_over = True
         if self._orders_wires and batch.wire is not self._last_wire:
             self._last_wire = self._newest[batch.wire.server] = batch.wire
-        arrived = functools.partial(self._landed, self._set_out([batch]))
+        arrived = functools.partial(self._landed, self._set_out(batch.commands()))
         if landed is not None:
             arrived = functools.partial(_call_both, arrived, landed)
         if asyncio._get_running_loop() is not None:  # noqa: SLF001  # the one that never raises
@@ -595,17 +593,14 @@ class OwnScope(Scope):
         self._hand_over(batch, landed)
         return arrival
 
-    def _set_out(self, batches: Iterable[Batch] = ()) -> int:
+    def _set_out(self, commands: Sequence[Command] = ()) -> int:
         """Note that something is on its way; return its number, for when it has landed."""
-        commands = [command for batch in batches for command in batch.commands()]
-        with self._departing:
-            self._set_outs += 1
-            self._outstanding[self._set_outs] = commands
-            return self._set_outs
+        number = next(_departures)
+        self._outstanding[number] = commands
+        return number
 
     def _landed(self, departure: int) -> None:
-        with self._departing:
-            self._outstanding.pop(departure, None)  # a fork forgets them
+        self._outstanding.pop(departure, None)  # a fork forgets them
         if self._abandoned is not None:
             self._tell_abandoned()
         if self._arrivals:
@@ -638,7 +633,14 @@ class OwnScope(Scope):
                 return None
             arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Not for what others call meanwhile.
-            self._arrivals.append((set(self._outstanding), arrival))
+            awaited = set(self._outstanding)
+            self._arrivals.append((awaited, arrival))
+            awaited.intersection_update(
+                self._outstanding
+            )  # some may have landed before they saw it
+            if not awaited:
+                self._arrivals.pop()
+                return None
         return arrival
 
     async def aclose(self, name: str = "a cancelled scope") -> list[Failure]:
@@ -987,3 +989,4 @@ _WAVES_AT_END = 32
 _PATIENCE_AT_EXIT = 1.0  # seconds
 FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()
+_departures = itertools.count()
