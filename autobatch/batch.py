@@ -184,11 +184,12 @@ class Batch:
 
     def settle(self, replies: list[Any]) -> None:
         """Settle every command with its reply. A callback that raises fails its own alone."""
-        entries, self.entries = self.entries, []
+        entries = self.entries
+        settling = zip(entries, replies, strict=True)
+        self.entries = []
         if not self.usual:
             run_all(lambda one: _settle(one[0], replies, one[1]), places_of(entries))
             return
-        settling = zip(entries, replies, strict=True)
         try:
             for entry, reply in settling:
                 if entry.callback is None and not isinstance(reply, Exception):  # type: ignore[union-attr]  # usual: a Command
@@ -220,25 +221,39 @@ class Batch:
             later: what batches behind this one on the same connection may have written; it
                 learns what this one may have written.
         """
-        entries, self.entries = self.entries, []
         answered = end = 0
+        settling: list[tuple[Entry, int]] = []
+        unsent: list[Entry] = []
         unknown: list[Entry] = []
-        for entry in entries:
+        for entry in self.entries:
             position, answered = answered, answered + entry.reply_count
             end += len(entry.packed)
             if answered <= len(replies):
-                _settle(entry, replies, position)
+                settling.append((entry, position))
             elif end > written:
-                self.entries.append(entry)
+                unsent.append(entry)
             else:
                 unknown.append(entry)
         again = unknown if self.wire.retry_writes else _repeatable(unknown, later or Written())
         self._sent.update(again)
         repeated = set(again)
-        for entry in unknown:
-            if entry not in repeated:
+        settling += [(entry, _LOST) for entry in unknown if entry not in repeated]
+
+        def settle(one: tuple[Entry, int]) -> None:
+            entry, position = one
+            if position == _LOST:
                 entry.outcome_unknown(reason_of(cause), cause)
-        self.entries[:0] = again
+            else:
+                _settle(entry, replies, position)
+
+        left = iter(settling)
+        self.entries = again + unsent
+        try:
+            for one in left:
+                settle(one)
+        except BaseException:  # a callback was interrupted; the others are settled, too
+            run_all(settle, left)
+            raise
 
     def hand_back(self, cause: BaseException) -> None:
         """Take back from a connection what it will not send again: here, settle it."""
@@ -288,6 +303,7 @@ class Batch:
 
 
 _NONE: frozenset[int] = frozenset()
+_LOST = -1  # instead of a reply's place
 
 
 class Written:

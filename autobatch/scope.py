@@ -253,8 +253,15 @@ class OwnScope(Scope):
         except IndexError:  # somebody else takes, too
             pass
         self._bytes = 0
-        self.stats.took(len(entries) if self._usual else len(commands_of(entries)))
+        try:
+            self.stats.took(len(entries) if self._usual else len(commands_of(entries)))
+        except BaseException:  # interrupted
+            self._put_back(entries)
+            raise
         return entries
+
+    def _put_back(self, entries: list[Entry]) -> None:
+        self._queue.extendleft(reversed(entries))
 
     def _depart(self) -> list[list[Batch]]:
         """Take the queue away and plan how it travels."""
@@ -262,7 +269,11 @@ class OwnScope(Scope):
         if not entries:
             return []
         self.stats.flushes += 1
-        waves = plan(entries, usual=self._usual)
+        try:
+            waves = plan(entries, usual=self._usual)
+        except BaseException:  # interrupted
+            self._put_back(entries)
+            raise
         if self._several_wires or len(waves) > 1 or len(waves[0]) > 1 or waves[0][0].wire.divides:
             # Replies come in any order now, but errors are reported in the program's.
             self._several_wires = True
@@ -351,11 +362,15 @@ class OwnScope(Scope):
                 return None
             waves = self._depart()
             gates: list[Gate] = []
-            # Not to be overtaken by what a loop takes away next.
-            if waves and self._home() is not None and not _all_synchronous(waves):
-                gates = [concurrent.futures.Future() for _ in waves]
-                for wave, gate in zip(waves, gates, strict=True):
-                    self._entrust(wave, gate)
+            try:
+                # Not to be overtaken by what a loop takes away next.
+                if waves and self._home() is not None and not _all_synchronous(waves):
+                    gates = [concurrent.futures.Future() for _ in waves]
+                    for wave, gate in zip(waves, gates, strict=True):
+                        self._entrust(wave, gate)
+            except BaseException as error:
+                give_up(waves, error)
+                raise
             return waves, gates
 
     def _take_over(self, carried: list[Batch]) -> list[Batch]:
@@ -374,10 +389,14 @@ class OwnScope(Scope):
 
     def _run_callbacks(self) -> None:
         followed, self._followed = self._followed, []
-        # Another thread may add to that list meanwhile, or take it away; or settle some of these.
-        self._followed.extend([promise for promise in followed if promise.outcome is PENDING])
-        settled = [promise for promise in followed if promise.outcome is not PENDING]
-        run_all(Promise.run_callbacks, settled)
+        try:
+            # Another thread may add to that list meanwhile, or take it away; or settle some.
+            self._followed.extend([promise for promise in followed if promise.outcome is PENDING])
+            settled = [promise for promise in followed if promise.outcome is not PENDING]
+            run_all(Promise.run_callbacks, settled)
+        except BaseException:  # interrupted; what has run does not run again
+            self._followed.extend(followed)
+            raise
 
     # ---- asyncio: nothing here waits, but aflush() and aclose() --------------------------
 
@@ -699,7 +718,7 @@ class OwnScope(Scope):
                     dropped.extend(members)
                 else:
                     kept.append(entry)
-            self._queue.extendleft(reversed(kept))
+            self._put_back(kept)
         self.stats.took(-len(commands_of(kept)))
         for command in dropped:
             command.drop(why)

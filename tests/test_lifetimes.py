@@ -6,7 +6,10 @@ What ends a process is tried in a process of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
+import os
 import subprocess
 import sys
 import textwrap
@@ -16,7 +19,9 @@ import pytest
 
 import autobatch
 from autobatch import batch
-from common import PATIENCE
+from autobatch.errors import NotSent, OutcomeUnknown
+from autobatch.testing import Cut
+from common import PATIENCE, connect
 from looping import in_loop, tidy
 
 PRELUDE = """
@@ -442,3 +447,65 @@ def test_in_a_subinterpreter_it_works_or_says_that_it_does_not(run):
         pytest.skip("this Python has no subinterpreters to try")
     assert (status, complaints) == (0, "")
     assert told == "[1, '1', 1]\n" or told.startswith("ImportError(")
+
+
+# ---- interrupts ------------------------------------------------------------------------
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at the beginning of the so-manieth call inside the library."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def __call__(self, frame, event, _):
+        if event == "call" and f"{os.sep}autobatch{os.sep}" in frame.f_code.co_filename:
+            self.left -= 1
+            if not self.left:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
+def test_an_interrupt_anywhere_in_a_flush(client, proxy, plain):
+    """No Future stays open or lies, and what waits is sent at the end."""
+    for number in itertools.count(1):
+        interrupt = InterruptAt(number)
+        plain.delete("a")
+        with batch() as scope:
+            pushed = [client.rpush("a", count) for count in range(1, 4)]
+            with contextlib.suppress(KeyboardInterrupt):
+                sys.setprofile(interrupt)
+                scope.flush()
+            sys.setprofile(None)
+            failed = [future.exception() for future in pushed]
+        assert all(map(autobatch.Future.done, pushed))
+        assert {type(error) for error in failed} <= {type(None), NotSent, OutcomeUnknown}
+        sent = plain.lrange("a", 0, -1)
+        for count, (future, error) in enumerate(zip(pushed, failed, strict=True), 1):
+            if error is None:
+                assert future == count
+            elif isinstance(error, NotSent):
+                assert str(count) not in sent
+        assert client.echo("y") == "y"
+        if interrupt.left > 0:
+            break
+    assert number > 20
+
+
+def test_an_interrupted_callback_of_a_broken_exchange(proxy, plain):
+    """What comes after it in the batch is settled all the same."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with connect(proxy.port) as client, batch() as scope:
+        client.set_response_callback("ECHO", interrupted)
+        proxy.arm(Cut(reply=7))
+        futures = [client.echo("x"), client.incr("a"), client.get("b")]
+        with pytest.raises(KeyboardInterrupt):
+            scope.flush()
+        assert [type(future.exception()) for future in futures] == [
+            KeyboardInterrupt,
+            OutcomeUnknown,
+            OutcomeUnknown,
+        ]

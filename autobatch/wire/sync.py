@@ -126,6 +126,7 @@ class Flight:
 
     __slots__ = (
         "_count",
+        "_landed",
         "_raw",
         "batch",
         "connection",
@@ -142,6 +143,7 @@ class Flight:
         self.refusals: list[Any] | None = None  # replies, where nothing ran: see `retry_on_error`
         self.written = 0
         self.failure: BaseException | None = None
+        self._landed = False
         self._count, self._raw = batch.expected()
 
     @property
@@ -226,11 +228,24 @@ class Flight:
         self._wire.release(self.connection)
 
     def land(self) -> None:
-        """Settle what can be settled, now that the connection is out of our hands."""
-        if self.failure is None:
-            self.batch.settle(self.replies)
-        else:
-            self.batch.abort(self.replies, self.written, self.failure)
+        """Settle what can be settled, once, now that the connection is out of our hands."""
+        if self._landed:
+            return
+        entries = self.batch.entries
+        try:
+            if self.failure is None:
+                self.batch.settle(self.replies)
+            else:
+                self.batch.abort(self.replies, self.written, self.failure)
+        finally:  # interrupted, they see to the rest, once they have begun
+            self._landed = self.batch.entries is not entries
+
+    def interrupt(self, error: BaseException) -> None:
+        """Settle everything, since `error` ends the exchange, wherever it is."""
+        if not self.complete and self.failure is None:
+            self.failure = error
+        self.land()
+        self.batch.give_up(error)
 
     @property
     def _wire(self) -> Wire:
@@ -255,16 +270,10 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
         (batch.wire, [Flight(part) for part in batch.wire.divide(batch)]) for batch in batches
     ]
     flights = [flight for _, own in journeys for flight in own]
-    try:
-        fly(flights)
-    except BaseException as error:
-        for flight in flights:
-            flight.land()
-            flight.batch.give_up(error)
-        raise
     round_trips = 1
     exchanges = len(flights)
     try:
+        fly(flights)
         run_all(Flight.land, flights)
         for wire, own in journeys:
             for flight in own:
@@ -275,7 +284,7 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
                     break
     except BaseException as error:  # what is left will not be sent again
         for flight in flights:
-            flight.batch.give_up(error)
+            flight.interrupt(error)
         raise
     return round_trips, exchanges
 
@@ -290,11 +299,6 @@ def fly(flights: list[Flight]) -> None:
             flight.write()
         for flight in flights:
             flight.read()
-    except BaseException as error:
-        for flight in flights:
-            if not flight.complete and flight.failure is None:
-                flight.failure = error
-        raise
     finally:
         for flight in flights:
             flight.release()
@@ -325,8 +329,10 @@ def _send_again(flight: Flight) -> int:
         again = latest = Flight(batch)
         try:
             fly([again])
-        finally:
-            again.land()
+        except BaseException as error:
+            again.interrupt(error)
+            raise
+        again.land()
         if again.connection is None and again.failure is not None:
             batch.give_up(again.failure)
         elif again.failure is not None and batch.entries:
