@@ -61,6 +61,17 @@ class Future:
 
     __slots__ = ("__weakref__", "_promise")
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Say what has gone wrong: `dataclasses.asdict` and its like call `type(value)(...)`.
+
+        Raises:
+            TypeError: always; `future_of` makes Futures.
+        """
+        raise TypeError(
+            "something called type(value)(...) where the value is a Future: "
+            "give it autobatch.unwrap(value), or autobatch.resolve(...) of what contains it"
+        )
+
     # ---- its own interface -------------------------------------------------------------
 
     @property

@@ -7,6 +7,7 @@ import _thread
 import collections.abc
 import contextlib
 import copy
+import dataclasses
 import gc
 import json
 import logging
@@ -17,6 +18,7 @@ import os
 import pickle
 import pprint
 import queue
+import statistics
 import sys
 import weakref
 from decimal import Decimal
@@ -26,7 +28,7 @@ import redis
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from autobatch.future import Future, future_of, promise_of, unwrap
+from autobatch.future import AsyncFuture, Future, future_of, promise_of, unwrap
 from autobatch.promise import Failure, Promise
 from common import PATIENCE
 from pending import Keeper, later, now
@@ -410,6 +412,33 @@ def test_json_through_the_default_hook():
     data = {"a": later([1, later("x")]), "b": later(None)}
     assert json.loads(json.dumps(data, default=unwrap)) == {"a": [1, "x"], "b": None}
     assert json.loads(later(b'{"a": 1}').decode()) == {"a": 1}
+
+
+@dataclasses.dataclass
+class Row:
+    """What holds a value."""
+
+    field: object
+
+
+@pytest.mark.parametrize("kind", [Future, AsyncFuture])
+@pytest.mark.parametrize(
+    ("make_another", "value"),
+    [
+        (lambda value: dataclasses.asdict(Row(value)), {"a": "1"}),
+        (lambda value: dataclasses.asdict(Row(value)), ["1"]),
+        (lambda value: statistics.mean([value, value]), 1),
+        (lambda value: type(value)(), []),
+        (lambda value: type(value)(key=1), {}),
+    ],
+)
+def test_who_makes_another_of_its_class_is_told_what_to_do(make_another, value, kind):
+    make_another(value)
+    future = future_of(promise_of(now(value)), kind)
+    with pytest.raises(
+        TypeError, match=r"give it autobatch\.unwrap\(value\), or autobatch\.resolve"
+    ):
+        make_another(future)
 
 
 def test_bytearray():
