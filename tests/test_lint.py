@@ -147,7 +147,8 @@ isinstance(client.get("a"), bytes)
 ---
 json.dumps(client.hgetall("a"))  # AB103
 json.dumps({"a": [client.get("a")]})  # AB103
-json.dumps({"a": client.get("a")}, default=str)
+json.dumps({"a": client.get("a")}, default=str)  # AB103
+json.dumps({"a": client.get("a")}, default=autobatch.integrations.encoding.default)
 json.dumps(autobatch.resolve({"a": client.get("a")}))
 json.loads(client.get("a"))
 json.loads(texts.get("a"))  # AB103
@@ -165,6 +166,22 @@ re.compile("a").match(texts.get("a"))  # AB103
 re.compile("a").sub(texts.get("a"), "a")
 int(texts.get("a"), 16)  # AB103
 int(texts.get("a"))
+cursor.execute("select ?", (1, client.get("a")))  # AB103
+cursor.execute("select :a", {"a": client.get("a")})  # AB103
+connection.cursor().execute("select %s", [f"{client.get('a')}"])
+client.pipeline().execute()
+csv.writer(file).writerow([1, client.get("a")])  # AB103
+csv.writer(file).writerow(client.lrange("a", 0, -1))  # AB103
+httpx.post("https://localhost", json={"a": client.incr("a")})  # AB103
+http.request("POST", "/", json=client.hgetall("a"), params={"a": client.get("a")})  # AB103
+Page(json=client.get("a"))
+Row.objects.filter(name=client.get("a"))  # AB103
+Row.objects.filter(id__in=[client.get("a")]).exclude(name=client.get("b"))  # AB103
+Row.objects.filter(pk=int(client.get("a"))).update(**client.hgetall("b"))
+import datetime, subprocess
+subprocess.run(["echo", client.get("a")])  # AB103
+datetime.datetime.fromtimestamp(client.zscore("a", "b"))  # AB103
+datetime.datetime.fromtimestamp(float(client.zscore("a", "b")))
 import pickle
 pickle.loads(client.get("a"))  # AB104
 def json_of_ours(json, dumps):
@@ -505,24 +522,35 @@ def test_columns_count_characters_from_one():
 
 # By the full name of what is called: a call, and an x with which it works.
 CALLS = {
+    "ast.parse": ("ast.unparse(ast.parse(x))", "abc"),
     "base64.b16encode": ("base64.b16encode(x)", b"abc"),
     "base64.b64decode": ("base64.b64decode(x)", b"YWJj"),
     "base64.b64encode": ("base64.b64encode(x)", b"abc"),
+    "base64.standard_b64decode": ("base64.standard_b64decode(x)", b"YWJj"),
+    "base64.standard_b64encode": ("base64.standard_b64encode(x)", b"abc"),
     "base64.urlsafe_b64encode": ("base64.urlsafe_b64encode(x)", b"abc"),
+    "binascii.a2b_base64": ("binascii.a2b_base64(x)", b"YWJj"),
+    "binascii.a2b_hex": ("binascii.a2b_hex(x)", b"abcd"),
+    "binascii.b2a_base64": ("binascii.b2a_base64(x)", b"abc"),
+    "binascii.b2a_hex": ("binascii.b2a_hex(x)", b"abc"),
     "binascii.crc32": ("binascii.crc32(x)", b"abc"),
     "binascii.hexlify": ("binascii.hexlify(x)", b"abc"),
     "binascii.unhexlify": ("binascii.unhexlify(x)", b"abcd"),
-    "bytes.fromhex": ("bytes.fromhex(x)", "00ff"),
     "bytes": ("bytes(x, 'utf-8')", "abc"),
+    "bytes.fromhex": ("bytes.fromhex(x)", "00ff"),
     "bz2.compress": ("bz2.compress(x)", b"abc"),
     "bz2.decompress": ("bz2.decompress(x)", importlib.import_module("bz2").compress(b"a")),
     "codecs.decode": ("codecs.decode(x, 'utf-8')", b"abc"),
     "compile": ("compile(x, 'name', 'eval').co_code", "12"),
     "datetime.date.fromisoformat": ("datetime.date.fromisoformat(x)", "2020-01-01"),
+    "datetime.date.fromtimestamp": ("datetime.date.fromtimestamp(x)", 1.5),
     "datetime.datetime.fromisoformat": ("datetime.datetime.fromisoformat(x)", "2020-01-01"),
+    "datetime.datetime.fromtimestamp": ("datetime.datetime.fromtimestamp(x)", 1.5),
     "datetime.datetime.strptime": ("datetime.datetime.strptime(x, '%Y')", "2020"),
+    "datetime.datetime.utcfromtimestamp": ("datetime.datetime.utcfromtimestamp(x)", 1.5),
     "datetime.time.fromisoformat": ("datetime.time.fromisoformat(x)", "10:00"),
     "datetime.timedelta": ("datetime.timedelta(seconds=x)", 5),
+    "dateutil.parser.parse": ("dateutil.parser.parse(x)", "2020-01-01"),
     "decimal.Decimal": ("decimal.Decimal(x)", "1.5"),
     "delattr": ("delattr(type('C', (), {'abc': 1}), x)", "abc"),
     "eval": ("eval(x)", "12"),
@@ -530,19 +558,27 @@ CALLS = {
     "fnmatch.fnmatch": ("fnmatch.fnmatch(x, 'a*')", "abc"),
     "fractions.Fraction": ("fractions.Fraction(x)", "1/2"),
     "getattr": ("getattr('text', x)()", "upper"),
+    "glob.escape": ("glob.escape(x)", "abc"),
     "gzip.compress": ("gzip.decompress(gzip.compress(x))", b"abc"),
     "gzip.decompress": ("gzip.decompress(x)", importlib.import_module("gzip").compress(b"a")),
     "hasattr": ("hasattr('text', x)", "upper"),
     "hashlib.blake2b": ("hashlib.blake2b(x).digest()", b"abc"),
     "hashlib.blake2s": ("hashlib.blake2s(x).digest()", b"abc"),
     "hashlib.md5": ("hashlib.md5(x).digest()", b"abc"),
-    "hashlib.sha1": ("hashlib.sha1(x).digest()", b"abc"),
     "hashlib.new": ("hashlib.new('sha1', x).digest()", b"abc"),
+    "hashlib.pbkdf2_hmac": ("hashlib.pbkdf2_hmac('sha1', b'key', x, 1)", b"abc"),
+    "hashlib.scrypt": ("hashlib.scrypt(x, salt=b'salt', n=2, r=1, p=1)", b"abc"),
+    "hashlib.sha1": ("hashlib.sha1(x).digest()", b"abc"),
     "hashlib.sha224": ("hashlib.sha224(x).digest()", b"abc"),
     "hashlib.sha256": ("hashlib.sha256(x).digest()", b"abc"),
     "hashlib.sha384": ("hashlib.sha384(x).digest()", b"abc"),
+    "hashlib.sha3_224": ("hashlib.sha3_224(x).digest()", b"abc"),
+    "hashlib.sha3_256": ("hashlib.sha3_256(x).digest()", b"abc"),
+    "hashlib.sha3_384": ("hashlib.sha3_384(x).digest()", b"abc"),
+    "hashlib.sha3_512": ("hashlib.sha3_512(x).digest()", b"abc"),
     "hashlib.sha512": ("hashlib.sha512(x).digest()", b"abc"),
     "hmac.compare_digest": ("hmac.compare_digest(x, 'abc')", "abc"),
+    "hmac.digest": ("hmac.digest(b'key', x, 'sha1')", b"abc"),
     "hmac.new": ("hmac.new(b'key', x, 'sha1').digest()", b"abc"),
     "int": ("int(x, 16)", "ff"),
     "io.BytesIO": ("io.BytesIO(x).read()", b"abc"),
@@ -577,8 +613,8 @@ CALLS = {
     "os.path.isfile": ("os.path.isfile(x)", "/"),
     "os.path.join": ("os.path.join('a', x)", "abc"),
     "os.path.splitext": ("os.path.splitext(x)", "a.b"),
-    "pathlib.PurePath": ("str(pathlib.PurePath('a', x))", "abc"),
     "pathlib.Path": ("str(pathlib.Path('a', x))", "abc"),
+    "pathlib.PurePath": ("str(pathlib.PurePath('a', x))", "abc"),
     "pickle.loads": ("pickle.loads(x)", pickle.dumps(1)),
     "re.compile": ("re.compile(x)", "abc"),
     "re.findall": ("re.findall('a', x)", "abc"),
@@ -591,18 +627,30 @@ CALLS = {
     "re.subn": ("re.subn('b', 'c', x)", "abc"),
     "secrets.compare_digest": ("secrets.compare_digest(x, 'abc')", "abc"),
     "setattr": ("setattr(type('C', (), {}), x, 1)", "abc"),
+    "shlex.quote": ("shlex.quote(x)", "a b"),
     "shlex.split": ("shlex.split(x)", "a b"),
     "shutil.which": ("shutil.which(x)", "sh"),
     "socket.inet_aton": ("socket.inet_aton(x)", "127.0.0.1"),
-    "string.Template": ("string.Template(x).substitute()", "abc"),
+    "statistics.mean": ("statistics.mean([x, x])", 1),
     "str": ("str(x, 'utf-8')", b"abc"),
+    "string.Template": ("string.Template(x).substitute()", "abc"),
     "struct.unpack": ("struct.unpack('<I', x)", b"abcd"),
     "struct.unpack_from": ("struct.unpack_from('<I', x)", b"abcd"),
+    "subprocess.Popen": ("subprocess.Popen(['true', x]).wait()", "abc"),
+    "subprocess.call": ("subprocess.call(['true', x])", "abc"),
+    "subprocess.check_call": ("subprocess.check_call(['true', x])", "abc"),
+    "subprocess.check_output": ("subprocess.check_output(['echo', x])", "abc"),
+    "subprocess.run": ("subprocess.run(['true', x]).returncode", "abc"),
     "sys.intern": ("sys.intern(x)", "abc"),
     "textwrap.dedent": ("textwrap.dedent(x)", "abc"),
+    "time.ctime": ("time.ctime(x)", 1.5),
+    "time.gmtime": ("time.gmtime(x)", 1.5),
+    "time.localtime": ("time.localtime(x)", 1.5),
     "time.strptime": ("time.strptime(x, '%Y')", "2020"),
     "unicodedata.normalize": ("unicodedata.normalize('NFC', x)", "abc"),
     "xml.etree.ElementTree.fromstring": ("xml.etree.ElementTree.fromstring(x).tag", "<a/>"),
+    "yaml.load": ("yaml.load(x, yaml.SafeLoader)", "abc"),
+    "yaml.safe_load": ("yaml.safe_load(x)", "abc"),
     "zlib.adler32": ("zlib.adler32(x)", b"abc"),
     "zlib.compress": ("zlib.compress(x)", b"abc"),
     "zlib.crc32": ("zlib.crc32(x)", b"abc"),

@@ -10,12 +10,16 @@ from autobatch.lint.findings import Finding, Target, Wrapper, column_of, lines_o
 from autobatch.lint.functions import (
     BUFFERS,
     DEEP,
+    DEEP_METHODS,
     HOOKS,
+    HOOKS_TO_TEXT,
     JSON_METHODS,
     KEYWORDS,
     NAMED,
+    QUERIES,
     REAL_TYPE,
     TEXT_ONLY,
+    WEB_METHODS,
     WITH_SECOND,
 )
 from autobatch.lint.values import Items, Lazy, Parts, Value, item_of, lazy_in
@@ -72,7 +76,7 @@ class Report:
         if path in BUFFERS:
             self.arguments(node, arguments, BUFFERS[path], "AB104")
         deep, text_only = path in DEEP, path in TEXT_ONLY
-        if path in REAL_TYPE and not (deep and not HOOKS.isdisjoint(keywords)):
+        if path in REAL_TYPE and not (deep and _knows_futures(node)):
             self.arguments(node, arguments, REAL_TYPE[path], deep=deep, text_only=text_only)
             for word in node.keywords:
                 if word.arg == NAMED.get(path, ""):
@@ -83,6 +87,22 @@ class Report:
         if path in KEYWORDS:
             for word in node.keywords:
                 self._argument(node, word.value, keywords[word.arg])
+
+    def handed_on(
+        self,
+        node: ast.Call,
+        method: ast.Attribute,
+        arguments: list[Value],
+        keywords: dict[str | None, Value],
+    ) -> None:
+        """Look at a call of a method, of whatever has one of this name."""
+        name = method.attr
+        if name in DEEP_METHODS:
+            self.arguments(node, arguments, range(DEEP_METHODS[name], len(arguments)), deep=True)
+        for word in node.keywords:
+            json = name in WEB_METHODS and word.arg == "json"
+            if json or (word.arg is not None and _is_query(method)):
+                self._argument(node, word.value, keywords[word.arg], deep=True)
 
     def arguments(
         self,
@@ -195,6 +215,27 @@ class Report:
         targets = () if asynchronous or unsure else tuple(Target(w, wrapper) for w in wrapped)
         shown = f"`{_shown(about)}`"
         self.found[*place, code] = Finding(*place, code, message.format(shown, rewritten), targets)
+
+
+def _knows_futures(node: ast.Call) -> bool:
+    """Return whether a call has a hook that may know what a Future is."""
+    return any(
+        word.arg in HOOKS
+        and not (isinstance(word.value, ast.Name) and word.value.id in HOOKS_TO_TEXT)
+        for word in node.keywords
+    )
+
+
+def _is_query(node: ast.expr) -> bool:
+    """Return whether a method is one of a query of Django's: `Model.objects.filter(...).update`."""
+    while isinstance(node, (ast.Attribute, ast.Call)):
+        if isinstance(node, ast.Attribute):
+            if node.attr == QUERIES:
+                return True
+            node = node.value
+        else:
+            node = node.func
+    return False
 
 
 def _misses(pattern: ast.pattern, subject: Value) -> bool:

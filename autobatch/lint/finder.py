@@ -586,6 +586,8 @@ class _Finder:
             owner, function = None, self._value(node.func)
         arguments = [self._value(argument) for argument in node.args]
         keywords = {word.arg: self._value(word.value) for word in node.keywords}
+        if isinstance(node.func, ast.Attribute) and not isinstance(owner, (Client, Commands)):
+            self.report.handed_on(node, node.func, arguments, keywords)
         if isinstance(function, Known) and not isinstance(owner, (Client, Commands)):
             return self._call_known(node, function.path, arguments, keywords)
         if isinstance(function, Maker):
