@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import pytest
 for needed in ("fastapi", "httpx", "uvicorn", "websockets"):
     pytest.importorskip(needed)
 
+import httpx  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
 from fastapi.encoders import jsonable_encoder  # noqa: E402
 from fastapi.routing import APIRoute  # noqa: E402
+from starlette.middleware.base import BaseHTTPMiddleware  # noqa: E402
 from websockets.sync import client as websockets  # noqa: E402
 
+import autobatch  # noqa: E402
 from apps import fastapi_site  # noqa: E402
 from apps.fastapi_site import CONTENTS, KINDS, build  # noqa: E402
 from autobatch.integrations.fastapi import install  # noqa: E402
@@ -278,3 +283,33 @@ def test_the_example(server, plain):
         assert site.get("/products").text == f'[{{{tea},"views":1,"buyers":["ada"]}},{cake}]'
         product = ["HGET", "HINCRBY", "LRANGE"]
         assert site.proxy.names == [["HSET", *product], ["HINCRBY", "LPUSH"], product * 2]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_middleware_is_inside_of_the_scope_if_it_was_added_before_install(server, inside):
+    application = FastAPI()
+    redis = autobatch.asyncio.Redis(port=server)
+
+    async def count(request, call_next):
+        redis.strlen("requests")
+        return await call_next(request)
+
+    @application.get("/")
+    async def visit():
+        return {"visits": redis.strlen("visits")}
+
+    if inside:
+        application.add_middleware(BaseHTTPMiddleware, dispatch=count)
+    install(application, server_timing=True)
+    if not inside:
+        application.add_middleware(BaseHTTPMiddleware, dispatch=count)
+
+    async def main():
+        transport = httpx.ASGITransport(application)
+        async with redis, httpx.AsyncClient(transport=transport, base_url="http://site") as http:
+            response = await http.get("/")
+            assert response.json() == {"visits": 0}
+            return response.headers["server-timing"]
+
+    # Outside it leaves by itself, at the end of the tick.
+    assert ("2 commands" if inside else "1 command,") in asyncio.run(main())
