@@ -375,6 +375,43 @@ def test_health_checks(proxy):
     assert proxy.names == [["PING"], ["SET", "GET"], ["SET", "GET"]]
 
 
+def test_connections_of_the_program_s_own(server, plain):
+    """Those of a class that reads in its own way are asked for each reply, as by redis-py."""
+
+    class Socket:
+        """One that can only write whole payloads, as that of a stand-in for a server."""
+
+        def __init__(self, real):
+            self._real = real
+
+        def __getattr__(self, name):
+            if name == "send":
+                raise AttributeError(name)
+            return getattr(self._real, name)
+
+    class Connection(redis.Connection):
+        replies = 0
+
+        def _connect(self):
+            return Socket(super()._connect())
+
+        def read_response(self, *args, **options):
+            type(self).replies += 1
+            return super().read_response(*args, **options)
+
+    pool = redis.ConnectionPool(connection_class=Connection, port=server, decode_responses=True)
+    with autobatch.Redis(connection_pool=pool) as client:
+        client.set("a", 1)
+        Connection.replies = 0
+        with autobatch.batch() as scope:
+            wrong, number, text = client.lpush("a", 1), client.incr("a"), client.get("a")
+            assert type(wrong.exception()) is redis.ResponseError
+            assert (number, text) == (2, "2")
+        assert scope.stats.round_trips == 1
+    assert Connection.replies == 3
+    pool.disconnect()
+
+
 def test_without_hiredis(server, plain):
     """A redis-py that has no hiredis packs and parses in Python; so does autobatch."""
     program = f"""

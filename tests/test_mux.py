@@ -228,6 +228,34 @@ async def test_pushes(server, plain):
     await pool.aclose()
 
 
+@in_loop
+async def test_a_connection_that_cannot_be_shared_fails_what_waits_for_it(server):
+    """As that of a stand-in for a server, which has no transport of the loop's."""
+
+    class Writer:
+        transport = None
+
+        def __init__(self, real):
+            self._real = real
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+    class Connection(redis.asyncio.Connection):
+        async def connect(self):
+            await super().connect()
+            self._writer = Writer(self._writer)
+
+    pool = redis.asyncio.ConnectionPool(connection_class=Connection, port=server)
+    client = autobatch.asyncio.Redis(connection_pool=pool)
+    async with batch(on_error="discard"):
+        waiting = client.get("a")
+        with pytest.raises(NotSent, match="needs the transport of an event loop"):
+            await asyncio.wait_for(client.get("b"), 5)
+        assert isinstance(waiting.exception(), NotSent)
+    await client.aclose()
+
+
 # ---- lanes -------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import functools
 import ssl
 import time
 from collections.abc import Callable
@@ -134,8 +135,8 @@ def write(connection: AbstractConnection, payload: bytes) -> None:
     try:
         if connection.health_check_interval:
             connection.check_health()
-        sock = getattr(connection, "_sock", None)
-        if sock is None:
+        sock: Any = getattr(connection, "_sock", None)
+        if not hasattr(sock, "send"):  # none, or what stands in for one
             written = len(payload)  # nobody will tell
             connection.send_packed_command([payload], check_health=False)
             return
@@ -176,7 +177,10 @@ def read(
         parser = getattr(connection, "_parser", None)
         # A subclass may know more errors, as that of clusters, or read in its own way.
         reader = getattr(type(parser), "read_response", None)
-        if _HiredisParser is not None and reader is _HiredisParser.read_response:
+        kind: Any = type(connection)
+        if _reads_in_its_own_way(kind):
+            _read_one_by_one(connection, count, raw, replies)
+        elif _HiredisParser is not None and reader is _HiredisParser.read_response:
             read_with_hiredis(parser, count, raw, replies)
         elif hasattr(connection, "parser_for_many"):  # of another library than redis-py
             own = connection.parser_for_many()
@@ -192,6 +196,13 @@ def read(
         raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
     if connection.health_check_interval:
         connection.next_health_check = time.monotonic() + connection.health_check_interval
+
+
+@functools.cache  # bounded by the number of classes of connections
+def _reads_in_its_own_way(kind: Any) -> bool:
+    """Return whether a class of connections has a `read_response` from outside of its library."""
+    module: str = getattr(kind.read_response, "__module__", None) or ""
+    return module.partition(".")[0] not in {"redis", "valkey"}
 
 
 def _read_more(parser: Any, reader: Any) -> None:
@@ -318,6 +329,10 @@ def take_over(connection: Any, protocol: asyncio.BaseProtocol) -> tuple[Any, Any
 
     Returns:
         The transport, and the hiredis reader that continues where redis-py's parser stopped.
+
+    Raises:
+        ImportError: there is no hiredis.
+        TypeError: the connection is none over a transport of asyncio's.
     """
     if hiredis is None:
         raise ImportError("autobatch.asyncio needs hiredis: pip install 'redis[hiredis]'")
@@ -335,6 +350,11 @@ def take_over(connection: Any, protocol: asyncio.BaseProtocol) -> tuple[Any, Any
             **options,
         )
     transport = connection._writer.transport
+    if not hasattr(transport, "set_protocol"):
+        raise TypeError(
+            "autobatch.asyncio needs the transport of an event loop, and a "
+            f"{type(connection).__name__} has none: take a real server, or a plain client"
+        )
     transport.set_protocol(protocol)
     early = bytes(connection._reader._buffer)  # came together with the last reply to the greeting
     if early:

@@ -589,6 +589,8 @@ class Link:
             await connection.connect()
             if self._closing:  # and this was cancelled; wait_for() may have forgotten it
                 raise LoopEnds("the connection was closed: its event loop ends")  # noqa: TRY301
+            receiver = _Receiver(self)
+            transport, reader = greeted.take_over(connection, receiver)
         except BaseException as error:
             if connection is not None:  # redis-py leaves it open when its greeting is cancelled
                 with contextlib.suppress(redis.RedisError, OSError):
@@ -602,8 +604,8 @@ class Link:
         self._connection = connection
         self._retries = greeted.retries(connection)
         self._timeout = connection.socket_timeout
-        self._receiver = _Receiver(self)
-        self._transport, self._reader = greeted.take_over(connection, self._receiver)
+        self._receiver = receiver
+        self._transport, self._reader = transport, reader
         self.pump()
 
     def _make_connection(self) -> Any:
