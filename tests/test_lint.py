@@ -547,7 +547,6 @@ CALLS = {
     "datetime.datetime.fromisoformat": ("datetime.datetime.fromisoformat(x)", "2020-01-01"),
     "datetime.datetime.fromtimestamp": ("datetime.datetime.fromtimestamp(x)", 1.5),
     "datetime.datetime.strptime": ("datetime.datetime.strptime(x, '%Y')", "2020"),
-    "datetime.datetime.utcfromtimestamp": ("datetime.datetime.utcfromtimestamp(x)", 1.5),
     "datetime.time.fromisoformat": ("datetime.time.fromisoformat(x)", "10:00"),
     "datetime.timedelta": ("datetime.timedelta(seconds=x)", 5),
     "dateutil.parser.parse": ("dateutil.parser.parse(x)", "2020-01-01"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 _TEXT = """
 ast.parse bytes.fromhex compile datetime.date.fromisoformat datetime.date.fromtimestamp
 datetime.datetime.fromisoformat datetime.datetime.fromtimestamp datetime.datetime.strptime
-datetime.datetime.utcfromtimestamp datetime.time.fromisoformat
+datetime.time.fromisoformat
 dateutil.parser.parse decimal.Decimal eval exec fnmatch.fnmatch fractions.Fraction glob.escape
 io.StringIO json.dump json.dumps json.loads msgpack.packb msgspec.convert msgspec.json.encode
 msgspec.msgpack.encode open ord orjson.dumps orjson.loads os.fspath os.listdir os.makedirs
