@@ -13,6 +13,7 @@ condition. Commands of one key keep their order, if any of them writes.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import enum
 from typing import NamedTuple, TypeAlias
@@ -167,6 +168,8 @@ class _Adviser:
         self._flushes = list(scope.flushes)
         self._stacks: list[Stack] = []
         self._steps = self._numbered()
+        every = [step for steps in self._steps for step in steps]
+        self._writing = {step.number for step in every if not step.record.read_only}
         self._forced = [_forced_in(flush) for flush in self._flushes]
         # What is kept of a long scope is its end.
         self._before = scope.round_trips - sum(flush.round_trips for flush in self._flushes)
@@ -405,7 +408,12 @@ class _Adviser:
         """Return how values of what one stack has called reach what another one calls."""
         key = source, target
         if key not in self._flows:
-            self._flows[key] = self._look_at_flow(self._stacks[source], self._stacks[target])
+            stacks = self._stacks[source], self._stacks[target]
+            how = self._look_at_flow(*stacks)
+            # A read that would have been left out may be called all the same.
+            if how is None and target in self._writing and _decides_to_raise(*stacks):
+                how = Reach.CONDITION
+            self._flows[key] = how
         return self._flows[key]
 
     def _look_at_flow(self, source: Stack, target: Stack) -> Reach | None:
@@ -450,6 +458,34 @@ class _Layout:
             self._last_read = max(self._last_read, level)
         else:
             self._last_write = max(self._last_write, level)
+
+
+def _decides_to_raise(source: Stack, target: Stack) -> bool:
+    """Return whether a function that has ended would have raised, and the target be left out."""
+    for depth, place in enumerate(source):
+        with contextlib.suppress(Unseen):
+            if any(_in_order(place, other) for other in target):
+                return False  # it has not ended; how it goes on there is known
+            if dataflow.decides_to_raise(place):
+                return not _handled(source[depth + 1 :], target)
+    return False
+
+
+def _in_order(first: Place, second: Place) -> bool:
+    """Return whether a function calls the second after the first."""
+    return _function_of(first) == _function_of(second) and dataflow.follows(first, second)
+
+
+def _handled(callers: Stack, target: Stack) -> bool:
+    """Return whether one of those that called handles what was raised, and goes on."""
+    for caller in callers:
+        same = [place for place in target if _function_of(place) == _function_of(caller)]
+        with contextlib.suppress(Unseen):
+            if dataflow.goes_on(caller, same[0] if same else None):
+                return True
+        if same:
+            return False
+    return False
 
 
 def _stack_of(command: CommandRecord) -> Stack:

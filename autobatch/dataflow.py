@@ -48,8 +48,54 @@ def reach(source: Place, target: Place) -> Reach | None:
         Unseen: the source cannot be read.
     """
     function = _function_at(source)
-    reached = _reached_from(function, _node_at(function, source))
-    return reached.get(_span(_node_at(function, target)))
+    flow = _flow_from(function, _node_at(function, source))
+    return flow.reached.get(_span(_node_at(function, target)))
+
+
+def decides_to_raise(source: Place) -> bool:
+    """Return whether the value of what is called at a place decides if its function raises.
+
+    Raises:
+        Unseen: the source cannot be read.
+    """
+    function = _function_at(source)
+    return _flow_from(function, _node_at(function, source)).raises
+
+
+def goes_on(call: Place, target: Place | None = None) -> bool:
+    """Return whether a function goes on as ever where a call of its has raised.
+
+    Args:
+        call: what has raised.
+        target: what is called later, if the same function does; it is left out, too, if it comes
+            later in the same `try`.
+
+    Raises:
+        Unseen: the source cannot be read.
+    """
+    function = _function_at(call)
+    raising = _node_at(function, call)
+    later = None if target is None else _node_at(function, target)
+    if later is not None and _span(later) <= _span(raising):
+        later = None  # in the next turn of a loop
+    for node in ast.walk(function):
+        inside = {id(part) for statement in _caught_in(node) for part in ast.walk(statement)}
+        if id(raising) in inside and id(later) not in inside:
+            return True
+    return False
+
+
+def _caught_in(node: ast.AST) -> list[ast.stmt]:
+    """Return the statements of a `try`, or a `with suppress`, after whose errors all goes on."""
+    if isinstance(node, ast.With):
+        calls = [item.context_expr for item in node.items]
+        names = [_name(call.func) for call in calls if isinstance(call, ast.Call)]
+        return node.body if any(name.endswith("suppress") for name in names) else []
+    if not isinstance(node, (ast.Try, ast.TryStar)) or not node.handlers:
+        return []
+    parts = [part for handler in node.handlers for part in ast.walk(handler)]
+    stops = any(isinstance(part, (ast.Raise, ast.Return, ast.Break)) for part in parts)
+    return [] if stops else node.body
 
 
 def follows(first: Place, second: Place) -> bool:
@@ -188,13 +234,13 @@ def _repeated(loop: _Loop) -> Iterator[ast.AST]:
 
 
 @functools.lru_cache(1024)
-def _reached_from(function: Function, source: ast.expr) -> dict[Span, Reach]:
+def _flow_from(function: Function, source: ast.expr) -> _Flow:
     flow = _Flow(source)
     try:
         flow.run(function.body)
     except RecursionError as error:
         raise Unseen from error
-    return flow.reached
+    return flow
 
 
 class _Flow:
@@ -202,6 +248,8 @@ class _Flow:
 
     def __init__(self, source: ast.expr) -> None:
         self.reached: dict[Span, Reach] = {}
+        self.raises = False  # the value decides whether the function raises
+        self._handled = 0  # by how many `try` what is raised here would be
         self._source = source
         self._held: set[str] = set()
         self._conditions = 0  # that the value decides, around where we are
@@ -266,7 +314,9 @@ class _Flow:
     @_run.register(ast.Try)
     @_run.register(ast.TryStar)
     def _(self, node: ast.Try | ast.TryStar) -> None:
+        self._handled += bool(node.handlers)
         self.run(node.body)
+        self._handled -= bool(node.handlers)
         self._branch(node.orelse, *[handler.body for handler in node.handlers], held=False)
         self.run(node.finalbody)
 
@@ -284,15 +334,17 @@ class _Flow:
     @_run.register(ast.AsyncFunctionDef)
     @_run.register(ast.ClassDef)
     def _(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
-        state = set(self._held), self._returned, self._broken, self._continued
+        state = set(self._held), self._returned, self._broken, self._continued, self.raises
         self.run(node.body)  # what it sees of the value
-        self._held, self._returned, self._broken, self._continued = state
+        self._held, self._returned, self._broken, self._continued, self.raises = state
 
     @_run.register(ast.Return)
     @_run.register(ast.Raise)
     def _(self, node: ast.Return | ast.Raise) -> None:
         self._look_inside(node)
         self._returned = self._returned or self._conditions > 0
+        if isinstance(node, ast.Raise) and self._returned and not self._handled:
+            self.raises = True
 
     @_run.register
     def _(self, _: ast.Break) -> None:

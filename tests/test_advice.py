@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import pathlib
@@ -185,6 +186,27 @@ def test_a_branch_is_a_dependency(client, proxy, plain):
             client.incr("hits")
 
     assert advised(work, proxy) == ([(Kind.DEPENDENCY, 0)], 2)
+
+
+@pytest.mark.parametrize("caught", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_helper_that_raises_is_a_dependency_of_what_writes(client, proxy, plain, caught, reads):
+    """As one that limits rates: what is behind it must not happen. To read it does no harm."""
+
+    def limit():
+        if client.incr("calls") > 1000:
+            raise ValueError
+
+    def work():
+        if caught:
+            with contextlib.suppress(ValueError):
+                limit()
+        else:
+            limit()
+        assert (client.get("hits") if reads else client.incr("hits")) != 0
+
+    spared = [(Kind.EARLY, 1)], 1
+    assert advised(work, proxy) == (spared if caught or reads else ([(Kind.DEPENDENCY, 0)], 2))
 
 
 def test_a_branch_of_all_turns(client, proxy, plain):

@@ -8,7 +8,16 @@ import textwrap
 
 import pytest
 
-from autobatch.dataflow import Reach, Unseen, follows, loop_of, reach, refresh
+from autobatch.dataflow import (
+    Reach,
+    Unseen,
+    decides_to_raise,
+    follows,
+    goes_on,
+    loop_of,
+    reach,
+    refresh,
+)
 from autobatch.report import Place
 
 _numbers = itertools.count()
@@ -202,6 +211,41 @@ def test_without_columns(places):
     assert reach(bare["source"], bare["target"]) is Reach.ARGUMENT
     with pytest.raises(Unseen):
         loop_of(bare["f"])
+
+
+RAISES = [
+    ("if source() > 9:\n    raise Error", True),
+    ("if source():\n    return 1\nraise Error", True),
+    ("x = source()\nif y:\n    raise Error(x)", False),
+    ("assert source()", False),
+    ("if source():\n    y = 1", False),
+    ("try:\n    if source():\n        raise Error\nexcept Error:\n    pass", False),
+    ("try:\n    source()\nexcept Error:\n    raise", False),
+    ("def inner():\n    if x:\n        raise Error\nx = source()", False),
+]
+
+
+@pytest.mark.parametrize(("body", "raises"), RAISES)
+def test_whether_a_value_decides_that_a_function_raises(places, body, raises):
+    assert decides_to_raise(places(function(body))["source"]) is raises
+
+
+GOES_ON = [
+    ("try:\n    call()\nexcept Error:\n    pass\ntarget()", True),
+    ("try:\n    call()\nexcept Error:\n    return\ntarget()", False),
+    ("try:\n    call()\n    target()\nexcept Error:\n    pass", False),
+    ("for x in y:\n  try:\n    target()\n    call()\n  except Error:\n    continue", True),
+    ("with suppress(Error):\n    call()\ntarget()", True),
+    ("with suppress(Error):\n    call()\n    target()", False),
+    ("call()\ntarget()", False),
+    ("try:\n    call()\nfinally:\n    pass\ntarget()", False),
+]
+
+
+@pytest.mark.parametrize(("body", "on"), GOES_ON)
+def test_whether_a_function_goes_on_where_a_call_raises(places, body, on):
+    found = places(function(body))
+    assert goes_on(found["call"], found["target"]) is on
 
 
 def test_what_cannot_be_read(tmp_path):
