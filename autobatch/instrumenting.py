@@ -102,6 +102,9 @@ class _Modules(dict[str, Way]):
 
     def __init__(self, exclude: Iterable[str], include: Iterable[str]) -> None:
         super().__init__()
+        for names in (exclude, include):
+            if isinstance(names, str):  # whose letters would be taken for modules
+                raise TypeError(f"exclude and include take lists of names: [{names!r}]")
         batched = dict.fromkeys(include, Way.BATCHED)
         excluded = dict.fromkeys((*EXCLUDED, *exclude), Way.APART)
         self._rules = {**_WAYS, **excluded, **batched}
@@ -161,6 +164,9 @@ def instrument(*, exclude: Iterable[str] = (), include: Iterable[str] = ()) -> I
 
     Returns:
         A context manager that ends it with its block, for tests. `uninstrument()` ends it, too.
+
+    Raises:
+        TypeError: `exclude` or `include` is a string.
     """
     return Instrumentation(_switch(_Modules(exclude, include)))
 

@@ -269,6 +269,15 @@ def test_the_most_specific_name_decides(ours, rules, batched):
     assert {name for name, kind in kinds.items() if kind is Future} == batched
 
 
+@pytest.mark.parametrize("rule", ["exclude", "include"])
+def test_a_single_name_is_refused(ours, rule):
+    """Its letters would be the names."""
+    with pytest.raises(TypeError, match=r"\['shop'\]"):
+        instrument(**{rule: "shop"})
+    with batch():
+        assert ours.get("a") is None  # nothing was switched on
+
+
 def test_who_only_watches_is_looked_through(ours, on):
     """Tracers replace the same method: the call is that of the module behind them."""
     tracer = module(

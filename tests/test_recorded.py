@@ -219,7 +219,7 @@ def test_what_is_no_run_is_refused(text, path):
 
 
 def test_unknown_arguments_are_refused(path):
-    with pytest.raises(ValueError, match="everything"):
+    with pytest.raises(ValueError, match="'none', 'masked', 'values': 'everything'"):
         Recorder(path, arguments="everything")
     assert not path.exists()
     assert not report.listening

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 from autobatch import report
 from autobatch.errors import AutobatchError
@@ -30,6 +30,12 @@ class Arguments(enum.StrEnum):
     """Keys, options, scripts, and numbers such as scores and counts; stand-ins for all values."""
     VALUES = "values"
     """Everything, but of commands such as AUTH and CONFIG. The file is as secret as the data."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(
+            f"arguments must be one of {', '.join(map(repr, map(str, cls)))}: {value!r}"
+        )
 
 
 class Unreadable(AutobatchError):
