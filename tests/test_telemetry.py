@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import subprocess
 import sys
 import time
@@ -361,10 +362,12 @@ def events():
         def capture_envelope(self, envelope):
             sent.append(envelope.get_event())
 
-    sentry_sdk.init("http://key@127.0.0.1:9/1", transport=Transport, default_integrations=False)
+    # None of its integrations, which change Redis, Django, logging and more for good.
+    none = {"default_integrations": False, "auto_enabling_integrations": False}
+    sentry_sdk.init("http://key@127.0.0.1:9/1", transport=Transport, **none)
     with sentry.install():
         yield sent
-    sentry_sdk.init()
+    sentry_sdk.init(**none)
     assert not report.listening
 
 
@@ -480,6 +483,14 @@ def redis_metrics(meters):
 
     groups = [MetricGroup.COMMAND, MetricGroup.RESILIENCY, MetricGroup.STREAMING]
     providers.get_observability_instance().init(OTelConfig(metric_groups=groups))
+    # A pool that is forgotten makes redis-py's collector, too: at the same time they would wait for
+    # each other, for a lock of OpenTelemetry's.
+    gc.disable()
+    try:
+        assert recorder.is_enabled()
+        assert asyncio.run(asynchronous.is_enabled())
+    finally:
+        gc.enable()
     try:
         yield read
     finally:
