@@ -7,18 +7,12 @@ import functools
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from autobatch.ambient import ambient, open_scope
 from autobatch.promise import printable
 from autobatch.recording import own_scope, record_of
 from autobatch.report import Reason, server_timing
-from autobatch.scope import (
-    MAX_BYTES,
-    MAX_COMMANDS,
-    OwnScope,
-    ambient,
-    log_unseen,
-    open_scope,
-    surface,
-)
+from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope
+from autobatch.unseen import log_unseen, surface
 
 if TYPE_CHECKING:  # most applications have none, and it takes time to import
     from autobatch.panel import Panel

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import redis.asyncio
 
 from autobatch import report
+from autobatch.ambient import Scope, current, open_scope
 from autobatch.async_funnel import AsyncEager, AsyncFunnel, checked_lanes
 from autobatch.asyncio_cluster import RedisCluster
 from autobatch.command import Command
@@ -20,7 +21,7 @@ from autobatch.funnel import BatchingScript, names_himport, without_futures
 from autobatch.future import AsyncFuture, arrival
 from autobatch.recording import ran_alone, stray_scope
 from autobatch.resolve import replace, survey
-from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope
+from autobatch.scope import StrayScope, astep_aside
 from autobatch.scope import aflush as flush
 from autobatch.wire.mux import Wire
 from autobatch.wire.server import wires_of

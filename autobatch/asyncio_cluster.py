@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import redis.asyncio
 
 from autobatch import report
+from autobatch.ambient import Scope, current, open_scope
 from autobatch.async_funnel import AsyncEager, AsyncFunnel
 from autobatch.cluster import TARGET, Call, Clustered, Finish, needs_nodes
 from autobatch.funnel import BatchingScript, Funnel, names_himport
 from autobatch.future import AsyncFuture
 from autobatch.keys import ONE_KEY
 from autobatch.recording import ran_alone, stray_scope
-from autobatch.scope import Scope, StrayScope, astep_aside, current, open_scope
+from autobatch.scope import StrayScope, astep_aside
 from autobatch.wire.cluster_mux import Wire
 from autobatch.wire.server import wires_of
 

@@ -7,11 +7,12 @@ import asyncio
 import threading
 from typing import Any
 
+from autobatch.ambient import Scope, belongs
 from autobatch.batch import Entry, Transaction, commands_of
 from autobatch.command import Command
 from autobatch.errors import CrossSlot, NotReady
 from autobatch.promise import Failure, Promise
-from autobatch.scope import FORKED, Scope, belongs
+from autobatch.scope import FORKED
 
 
 class Block(Scope):

@@ -10,25 +10,16 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from autobatch import report
+from autobatch.ambient import STRAY_LANE, Scope, ambient, open_scope
 from autobatch.block import AtomicBlock, DiscardingBlock
 from autobatch.command import calling_frame
 from autobatch.errors import AutobatchError
 from autobatch.promise import Failure
 from autobatch.recording import atomic_block, own_scope
 from autobatch.report import shortened
-from autobatch.scope import (
-    MAX_BYTES,
-    MAX_COMMANDS,
-    STRAY_LANE,
-    OwnScope,
-    Scope,
-    ambient,
-    dispatch_stray,
-    open_scope,
-    open_scopes,
-    surface,
-)
+from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, dispatch_stray, open_scopes
 from autobatch.suggesting import suggesting_now
+from autobatch.unseen import surface
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,11 +11,12 @@ import redis
 from redis.connection import ConnectionPool
 
 from autobatch import report
+from autobatch.ambient import Scope, current
 from autobatch.command import Command, spelled_out, traits_of
 from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
 from autobatch.future import unwrap
 from autobatch.recording import ran_alone
-from autobatch.scope import Scope, current, step_aside
+from autobatch.scope import step_aside
 from autobatch.wire.server import wires_of
 from autobatch.wire.sync import Wire, call
 

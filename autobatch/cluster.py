@@ -13,6 +13,7 @@ from redis.client import CaseInsensitiveDict
 from redis.exceptions import RedisClusterException
 
 from autobatch import report
+from autobatch.ambient import Scope, ambient, current
 from autobatch.batch import Batch
 from autobatch.command import Command, PinnedCommand, Traits, Travel, spelled_out, traits_of
 from autobatch.errors import AutobatchError, CrossSlot
@@ -21,7 +22,7 @@ from autobatch.future import FUTURE_TYPES, combine, future_of, unwrap
 from autobatch.keys import ONE_KEY
 from autobatch.promise import Failure
 from autobatch.recording import ran_alone
-from autobatch.scope import Scope, ambient, current, step_aside
+from autobatch.scope import step_aside
 from autobatch.wire import sync
 from autobatch.wire.cluster import Wire
 from autobatch.wire.server import wires_of

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from redis.commands.core import AsyncScript
 from redis.exceptions import DataError
 
+from autobatch.ambient import Scope
 from autobatch.aside import aside, aside_module
 from autobatch.command import (
     IN_LIBRARY,
@@ -27,7 +28,6 @@ from autobatch.command import (
 from autobatch.errors import AutobatchError
 from autobatch.future import Future, future_of, set_promise, unwrap
 from autobatch.promise import PENDING, Failure, Promise
-from autobatch.scope import Scope
 from autobatch.streams import called_by, looks_at_reply, measured
 from autobatch.wire.connection import HIGHEST, LOWEST, PACKED_FAST
 

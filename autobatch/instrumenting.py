@@ -22,10 +22,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from types import FrameType
 from typing import Any, Self
 
+from autobatch.ambient import Scope, current
 from autobatch.aside import aside, aside_module
 from autobatch.funnel import Funnel, twin_class
 from autobatch.future import AsyncFuture
-from autobatch.scope import Scope, current, step_aside
+from autobatch.scope import step_aside
 from autobatch.switch import is_set
 from autobatch.wrapping import pipelines, twins
 

@@ -16,22 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from autobatch import report, suggesting, switch
+from autobatch.ambient import Scope, current, whole_of
 from autobatch.batch import Batch, Entry, Transaction, commands_of
 from autobatch.block import AtomicBlock
 from autobatch.command import Command, ScriptCall, Travel
 from autobatch.frames import NO_EDGE, Line, edge_around, lines_of, of_program, places_of, user_of
+from autobatch.journeys import give_up
 from autobatch.promise import PENDING, Failure, Promise
 from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
-from autobatch.scope import (
-    MAX_BYTES,
-    MAX_COMMANDS,
-    OwnScope,
-    Scope,
-    StrayScope,
-    current,
-    give_up,
-    whole_of,
-)
+from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, StrayScope
 from autobatch.suggesting import SuggestingScope, suggesting_now
 from autobatch.wire.tick import tick_of
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from autobatch import report, switch
 from autobatch.advice import Kind, advise
+from autobatch.ambient import current
 from autobatch.command import Command
 from autobatch.promise import Failure
 from autobatch.report import CommandRecord, FlushRecord, Reason, ScopeRecord, counted
-from autobatch.scope import OwnScope, current, dispatch_stray
+from autobatch.scope import OwnScope, dispatch_stray
 
 # Whether scopes suggest where nobody says so.
 by_default = switch.is_set("AUTOBATCH_SUGGEST")

@@ -6,19 +6,13 @@ import contextvars
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from autobatch.ambient import ambient
 from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.promise import printable
 from autobatch.recording import own_scope, record_of
 from autobatch.report import Reason, server_timing
-from autobatch.scope import (
-    MAX_BYTES,
-    MAX_COMMANDS,
-    OwnScope,
-    ambient,
-    log_unseen,
-    step_aside,
-    surface,
-)
+from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, step_aside
+from autobatch.unseen import log_unseen, surface
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

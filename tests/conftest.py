@@ -9,7 +9,7 @@ import pytest
 import redis
 
 import autobatch
-from autobatch.scope import ambient
+from autobatch.ambient import ambient
 from autobatch.testing import Proxy
 from clusters import Cluster
 

@@ -14,8 +14,8 @@ import pytest
 import redis
 
 import autobatch
+from autobatch.ambient import ambient
 from autobatch.asgi import BatchMiddleware
-from autobatch.scope import ambient
 
 for needed in ("httpx", "starlette", "uvicorn", "websockets"):
     pytest.importorskip(needed)

@@ -15,8 +15,8 @@ import pytest
 import redis
 
 import autobatch
+from autobatch.ambient import current, open_scope
 from autobatch.errors import NotSent
-from autobatch.scope import current, open_scope
 from autobatch.testing import Hold, Proxy
 from common import PATIENCE, connect, meanwhile
 

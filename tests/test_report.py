@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import gc
 import json
@@ -874,7 +875,7 @@ def test_threads_that_share_a_scope(client, records):
                 assert value == turn + 1
 
     with autobatch.batch() as scope:
-        context = autobatch.scope.contextvars.copy_context()
+        context = contextvars.copy_context()
         running = [
             threading.Thread(target=context.copy().run, args=(work, number))
             for number in range(threads)
@@ -899,7 +900,7 @@ def test_a_thread_that_waits_for_another_s_flush(proxy, plain, records):
         records.flushes.clear()
         first = client.get("a")
         proxy.arm(hold)
-        context = autobatch.scope.contextvars.copy_context()
+        context = contextvars.copy_context()
         forcing = threading.Thread(target=context.copy().run, args=(bool, first))
         forcing.start()
         assert hold.replied.wait(PATIENCE)

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 import autobatch
+from autobatch.ambient import Scope
 from autobatch.report import Stats
-from autobatch.scope import Scope
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "autobatch"
@@ -39,6 +39,9 @@ ORDER = [
     "wire.cluster",
     "wire.mux",
     "wire.cluster_mux",
+    "ambient",
+    "unseen",
+    "journeys",
     "scope",
     "block",
     "suggesting",

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 import autobatch
-from autobatch.scope import ambient
+from autobatch.ambient import ambient
 from autobatch.wsgi import BatchMiddleware
 
 for needed in ("httpx", "gunicorn"):

@@ -18,6 +18,7 @@ from django.core import signing
 from django.core.serializers.json import DjangoJSONEncoder
 from django.template.backends import django as backend
 
+from autobatch.ambient import ambient, open_scope
 from autobatch.client import EagerRedis, Redis
 from autobatch.future import unwrap
 from autobatch.integrations import encoding
@@ -25,7 +26,8 @@ from autobatch.promise import Failure, printable
 from autobatch.recording import own_scope
 from autobatch.report import Reason
 from autobatch.resolve import resolve
-from autobatch.scope import OwnScope, ambient, log_unseen, open_scope, step_aside, surface
+from autobatch.scope import OwnScope, step_aside
+from autobatch.unseen import log_unseen, surface
 from autobatch.wsgi import MARK, Body
 
 

@@ -13,12 +13,13 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import get_name
 
+from autobatch.ambient import open_scope, whole_of
 from autobatch.asgi import BatchMiddleware
 from autobatch.asyncio import resolve
 from autobatch.integrations.returning import plain
 from autobatch.report import Reason
 from autobatch.resolve import resolve as resolve_now
-from autobatch.scope import open_scope, surface, whole_of
+from autobatch.unseen import surface
 
 _MARK = "__autobatch_plain__"
 

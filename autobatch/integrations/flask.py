@@ -11,12 +11,14 @@ from flask.json.provider import DefaultJSONProvider
 from flask.sessions import SessionInterface
 from werkzeug.datastructures import Headers as PlainHeaders
 
+from autobatch.ambient import open_scope
 from autobatch.future import FUTURE_TYPES, unwrap
 from autobatch.integrations import encoding
 from autobatch.promise import printable
 from autobatch.report import Reason
 from autobatch.resolve import resolve
-from autobatch.scope import OwnScope, log_unseen, open_scope, surface
+from autobatch.scope import OwnScope
+from autobatch.unseen import log_unseen, surface
 from autobatch.wsgi import BatchMiddleware
 
 _NAME = "autobatch"  # among the application's extensions

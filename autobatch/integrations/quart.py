@@ -13,6 +13,7 @@ from typing import Any
 from quart import Quart, before_render_template, request
 from quart.sessions import SessionInterface
 
+from autobatch.ambient import open_scope
 from autobatch.asgi import BatchMiddleware
 from autobatch.future import FUTURE_TYPES
 from autobatch.integrations.flask import (
@@ -24,7 +25,8 @@ from autobatch.integrations.flask import (
 )
 from autobatch.promise import printable
 from autobatch.report import Reason
-from autobatch.scope import OwnScope, aflush, log_unseen, open_scope, surface
+from autobatch.scope import OwnScope, aflush
+from autobatch.unseen import log_unseen, surface
 
 _NAME = "autobatch"  # among the application's extensions
 # Since Quart 0.23.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from autobatch.ambient import open_scope, whole_of
 from autobatch.asyncio import resolve
 from autobatch.report import Reason
-from autobatch.scope import open_scope, surface, whole_of
+from autobatch.unseen import surface
 
 T = TypeVar("T")
 

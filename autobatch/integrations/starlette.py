@@ -21,11 +21,11 @@ from starlette.responses import Response
 from starlette.responses import StreamingResponse as PlainStreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from autobatch.ambient import open_scope, whole_of
 from autobatch.asyncio import resolve
 from autobatch.future import FUTURE_TYPES
 from autobatch.integrations import encoding
 from autobatch.report import Reason
-from autobatch.scope import open_scope, whole_of
 
 _LATER = b"rendered when it is sent"
 
