@@ -99,6 +99,8 @@ ORDER = [
     "lint.functions",
     "lint.clients",
     "lint.checks",
+    "lint.syntax",
+    "lint.expressions",
     "lint.finder",
     "lint.fixing",
     "lint.cli",
