@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autobatch.ambient import ambient, open_scope
+from autobatch.middleware import Middleware
 from autobatch.promise import printable
 from autobatch.recording import own_scope, record_of
 from autobatch.report import Reason, server_timing
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope
+from autobatch.scope import OwnScope
 from autobatch.unseen import log_unseen, surface
 
 if TYPE_CHECKING:  # most applications have none, and it takes time to import
@@ -27,7 +28,7 @@ App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[N
 _MARK = "autobatch.scope"
 
 
-class BatchMiddleware:
+class BatchMiddleware(Middleware[App]):
     """Make every request a scope; pure ASGI, for any framework.
 
     What waits is sent before the response starts, so that an error can still become an error
@@ -37,34 +38,6 @@ class BatchMiddleware:
 
     The event loop is never blocked: synchronous clients flush in a thread.
     """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        max_commands: int = MAX_COMMANDS,
-        max_bytes: int = MAX_BYTES,
-        suggest: bool | None = None,
-        server_timing: bool = False,
-        panel: Panel | None = None,
-    ) -> None:
-        """Wrap an application.
-
-        Args:
-            app: what to wrap.
-            max_commands: as for `autobatch.batch`.
-            max_bytes: likewise.
-            suggest: likewise.
-            server_timing: tell in each response's `Server-Timing` header how long its Redis calls
-                took, up to its start. This tells clients of what stands behind the application.
-            panel: the debug panel to serve at its path, for development.
-        """
-        self.app = app
-        self._max_commands = max_commands
-        self._max_bytes = max_bytes
-        self._suggest = suggest
-        self._server_timing = server_timing
-        self._panel = panel
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI wants it."""

@@ -17,7 +17,14 @@ from autobatch.errors import AutobatchError
 from autobatch.promise import Failure
 from autobatch.recording import atomic_block, own_scope
 from autobatch.report import shortened
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, dispatch_stray, open_scopes
+from autobatch.scope import (
+    MAX_BYTES,
+    MAX_COMMANDS,
+    OwnScope,
+    check_limits,
+    dispatch_stray,
+    open_scopes,
+)
 from autobatch.suggesting import suggesting_now
 from autobatch.unseen import surface
 
@@ -150,8 +157,7 @@ class Boundary:
     ) -> None:
         if on_error not in ("flush", "discard"):
             raise ValueError(f'on_error must be "flush" or "discard", not {on_error!r}')
-        if max_commands < 1 or max_bytes < 1:
-            raise ValueError("max_commands and max_bytes must be at least 1")
+        check_limits(max_commands, max_bytes)
         self.join = join
         self.atomic = atomic
         self.on_error = on_error

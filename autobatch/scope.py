@@ -419,6 +419,16 @@ class StrayScope(OwnScope):
         failure.report = functools.partial(report_stray, self.loop)
 
 
+def check_limits(max_commands: int, max_bytes: int) -> None:
+    """Refuse limits that let nothing wait.
+
+    Raises:
+        ValueError: one is below 1.
+    """
+    if max_commands < 1 or max_bytes < 1:
+        raise ValueError("max_commands and max_bytes must be at least 1")
+
+
 def dispatch_stray() -> None:
     """Hand over what was called outside any scope, before something that comes after it."""
     loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autobatch.ambient import ambient
 from autobatch.future import FUTURE_TYPES, unwrap
+from autobatch.middleware import Middleware
 from autobatch.promise import printable
 from autobatch.recording import own_scope, record_of
 from autobatch.report import Reason, server_timing
-from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, step_aside
+from autobatch.scope import OwnScope, step_aside
 from autobatch.unseen import log_unseen, surface
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
     from autobatch.panel import Panel
 
+App: TypeAlias = "WSGIApplication"
+
 # In the request's environment: it is batched already, by a middleware outside this one.
 MARK = "autobatch.scope"
 
 
-class BatchMiddleware:
+class BatchMiddleware(Middleware[App]):
     """Make every request a scope, for any WSGI application.
 
     What waits is sent when the application returns, while an error can still become an error
@@ -33,34 +36,6 @@ class BatchMiddleware:
     Each request runs in a context of its own: WSGI servers reuse theirs from one request to the
     next, and so would leak context variables.
     """
-
-    def __init__(
-        self,
-        app: WSGIApplication,
-        *,
-        max_commands: int = MAX_COMMANDS,
-        max_bytes: int = MAX_BYTES,
-        suggest: bool | None = None,
-        server_timing: bool = False,
-        panel: Panel | None = None,
-    ) -> None:
-        """Wrap an application.
-
-        Args:
-            app: what to wrap.
-            max_commands: as for `autobatch.batch`.
-            max_bytes: likewise.
-            suggest: likewise.
-            server_timing: tell in each response's `Server-Timing` header how long its Redis calls
-                took, up to its start. This tells clients of what stands behind the application.
-            panel: the debug panel to serve at its path, for development.
-        """
-        self.app = app
-        self._max_commands = max_commands
-        self._max_bytes = max_bytes
-        self._suggest = suggest
-        self._server_timing = server_timing
-        self._panel = panel
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, as WSGI wants it."""

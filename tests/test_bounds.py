@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -414,3 +415,27 @@ def test_the_benchmark_of_memory_runs():
     assert (done.returncode, done.stderr) == (0, "")
     assert all(f"  {case}" in done.stdout for case in cases)
     assert done.stdout.count(" MB") == 2 + 2 + 1 + 1  # the last in a heading
+
+
+# ---- what makes no sense -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["max_commands", "max_bytes"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        batch,
+        functools.partial(autobatch.asgi.BatchMiddleware, None),
+        functools.partial(autobatch.wsgi.BatchMiddleware, None),
+    ],
+    ids=["batch", "asgi", "wsgi"],
+)
+def test_limits_below_one_are_refused(made, limit):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        made(**{limit: 0})
+
+
+@pytest.mark.parametrize("module", [autobatch.asgi, autobatch.wsgi], ids=["asgi", "wsgi"])
+def test_what_is_no_panel_is_refused(module):
+    with pytest.raises(TypeError, match=r'panel=Panel\("/redis"\), not True'):
+        module.BatchMiddleware(None, panel=True)

@@ -80,6 +80,7 @@ ORDER = [
     "integrations.sentry",
     "waterfall",
     "panel",
+    "middleware",
     "asgi",
     "integrations.fastapi",
     "integrations.litestar",
