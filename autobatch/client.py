@@ -67,11 +67,13 @@ class Synchronous(Funnel):
     # redis-py's execute_command, which instrumentation libraries hook into, ends here. Below it
     # redis-py would send a write again whose reply was lost; our own wire does not.
     def _execute_command(self, *args: Any, **options: Any) -> Any:
-        args = without_futures(args)
-        if self._from_cache(args) or names_himport(args[0]):
-            plain: Any = super()
-            return plain._execute_command(*args, **options)
-        command = self._command(Command, args, options, None)
+        command = None if self._caches else self._plain_command(args, options)
+        if command is None:
+            args = without_futures(args)
+            if self._from_cache(args) or names_himport(args[0]):
+                plain: Any = super()
+                return plain._execute_command(*args, **options)
+            command = self._command(Command, args, options, None)
         began = time.perf_counter()
         try:
             value = call(command)
@@ -89,7 +91,7 @@ class Synchronous(Funnel):
         """
         return self._caches and traits_of(spelled_out(args)).read_only
 
-    @property
+    @functools.cached_property
     def _caches(self) -> bool:
         client: Any = self
         return getattr(client.connection_pool, "cache", None) is not None

@@ -166,6 +166,23 @@ class Funnel:
         scope.add_unusual(command)
         return future_of(command, self._future_type)
 
+    def _plain_command(self, args: tuple[Any, ...], options: dict[str, Any]) -> Command | None:
+        """Return what most calls outside a scope are; None for what `_command` has to look at."""
+        wire = self._wire
+        try:
+            traits = PLAIN.get(args[0])
+            if traits is None or NEVER_DECODE in options:
+                return None
+            for arg in args:
+                kind = type(arg)
+                if kind not in PACKED_FAST and (kind is not int or not LOWEST < arg < HIGHEST):
+                    return None
+            packed = wire.pack_fast(args)
+        except (TypeError, DataError):
+            return None
+        callback = _dict_get(self.response_callbacks, args[0])
+        return Command(traits, args, options, packed, callback, wire, _NOBODY, None)
+
     def _command(
         self,
         kind: type[C],
