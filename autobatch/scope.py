@@ -288,11 +288,13 @@ class OwnScope(Journeys):
         return self.unseen()
 
     async def _finish(self) -> None:
-        for _ in range(_WAVES_AT_END):
-            if self.busy:
-                await self.aflush()
+        waves = 0
+        while self.busy and waves < _WAVES_AT_END:
+            waves += 1
+            await self.aflush()
         self.closed = True
-        await self.aflush()
+        if self.busy:  # by what another thread has called in the meantime
+            await self.aflush()
 
     # ---- errors, dropping, closing -------------------------------------------------------
 
@@ -365,9 +367,10 @@ class OwnScope(Journeys):
         """
         open_scopes.discard(self)
         try:
-            for _ in range(_WAVES_AT_END):
-                if self._in_flight or self._carried or self._queue:
-                    self.flush()
+            waves = 0
+            while waves < _WAVES_AT_END and (self._in_flight or self._carried or self._queue):
+                waves += 1
+                self.flush()
             self.closed = True
             self.flush()  # what another thread has called in the meantime
         finally:
