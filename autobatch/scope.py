@@ -276,15 +276,17 @@ class OwnScope(Journeys):
         Being cancelled ends the wait, not the work; errors are logged then, under `name`.
         """
         open_scopes.discard(self)
-        if self.busy:
-            work = asyncio.create_task(self._finish())
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                self._abandoned = name
+        try:
+            await self._finish()
+        except asyncio.CancelledError:
+            self._abandoned = name
+            if self._queue or self._carried or self._in_flight:
+                work = asyncio.create_task(self._finish())
                 work.add_done_callback(lambda _: self._tell_abandoned())
-                raise
-        self.closed = True
+            else:  # what is on its way tells when it has landed
+                self.closed = True
+                self._tell_abandoned()
+            raise
         return self.unseen()
 
     async def _finish(self) -> None:
@@ -299,7 +301,7 @@ class OwnScope(Journeys):
     # ---- errors, dropping, closing -------------------------------------------------------
 
     def remember(self, failure: Failure) -> None:
-        if self.closed and self.loop is not None:
+        if self.closed and self._abandoned is None and self.loop is not None:
             failure.report = functools.partial(report_stray, self.loop)
             return
         self._failures.append(failure)
