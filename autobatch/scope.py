@@ -291,7 +291,12 @@ class OwnScope(Journeys):
 
     async def _finish(self) -> None:
         waves = 0
-        while self.busy and waves < _WAVES_AT_END:
+        while waves < _WAVES_AT_END:
+            if not self.busy and self._failures:
+                for _ in range(_TURNS_TO_LOOK):
+                    await asyncio.sleep(0)
+            if not self.busy:
+                break
             waves += 1
             await self.aflush()
         self.closed = True
@@ -527,6 +532,9 @@ _popleft: Callable[[collections.deque[Entry]], Entry] = collections.deque.poplef
 # What functions given to map() have called rides along at a scope's end, wave after wave. The rest,
 # as of a task that was left behind and never stops calling, goes its way outside the scope.
 _WAVES_AT_END = 32
+# Of the event loop, until a task that awaits what has failed has looked at it: it is woken as the
+# scope's own task is, and by another thread a turn later.
+_TURNS_TO_LOOK = 2
 _PATIENCE_AT_EXIT = 1.0  # seconds
 FORKED = "it was called before os.fork(), so the parent process sends it"
 _lanes = itertools.count()

@@ -297,6 +297,26 @@ async def test_threads_and_a_loop_share_a_scope(server, client, plain):
 # ---- AUTOBATCH_DISABLE -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["a thread", "asyncio"])
+@in_loop
+async def test_what_a_task_waits_for_is_not_raised_at_the_end(asynchronous, server, client, plain):
+    """It looks at what has failed in the last wave, if a turn of the loop later than the scope."""
+    plain.set("text", "x")
+
+    async def look(future):
+        while not future.done():  # noqa: ASYNC110  # turn by turn
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(redis.ResponseError):
+            future.value  # raises
+
+    async with autobatch.asyncio.Redis(port=server) as other:
+        async with autobatch.batch():
+            failing = other.incr("text") if asynchronous else client.incr("text")
+            task = asyncio.create_task(look(failing))
+        await task
+
+
 def test_records_while_batching_is_off(client, proxy, plain, on, records):
     """Each command is alone, and nobody is told to move it; suggesting goes on."""
     theirs = redis.Redis(port=proxy.port, decode_responses=True)
