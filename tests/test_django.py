@@ -1164,7 +1164,8 @@ def test_streams_under_asgi(asgi_served):
 def test_a_client_that_goes_away_under_wsgi(wsgi_served, plain):
     """What the generator calls in its `finally` is sent."""
     with wsgi_served.http.stream("GET", "/endless") as response:
-        assert next(response.iter_text()).startswith("more ")
+        chunks = response.iter_text()  # which closes the connection when it is forgotten
+        assert next(chunks).startswith("more ")
         assert plain.get("stream") == "open"
     assert eventually(lambda: plain.get("stream") == "closed")
 
@@ -1172,6 +1173,7 @@ def test_a_client_that_goes_away_under_wsgi(wsgi_served, plain):
 def test_a_client_that_goes_away_under_asgi(asgi_served, plain):
     """The generator is cancelled, and what it calls in its `finally` is sent."""
     with asgi_served.http.stream("GET", "/aendless") as response:
-        assert next(response.iter_text()).startswith("more ")
+        chunks = response.iter_text()  # which closes the connection when it is forgotten
+        assert next(chunks).startswith("more ")
         assert plain.get("stream") == "open"
     assert eventually(lambda: plain.get("stream") == "closed")
