@@ -64,6 +64,11 @@ class Traits:
         """Return how a call with these arguments travels; the name is the first of them."""
         return self.travel if isinstance(self.travel, Travel) else self.travel(args)
 
+    @property
+    def all_or_nothing(self) -> bool:
+        """Whether it has changed nothing if it was answered with an error; nobody knows of all."""
+        return self.name in TABLE and self.name not in _FAILS_HALFWAY
+
 
 def _unless_blocking(first_option: int) -> Callable[[tuple[Any, ...]], Travel]:
     """XREAD and XREADGROUP wait only if they are told to, by an option before STREAMS."""
@@ -158,6 +163,9 @@ SCRIPT|FLUSH SCRIPT|KILL SCRIPT|LOAD SHUTDOWN SLAVEOF SWAPDB SYNC
 """
 # Every subcommand of these travels alone.
 _ALONE_CONTAINERS = frozenset({"ACL", "CLIENT", "CLUSTER", "DEBUG", "HIMPORT", "MODULE"})
+
+# They may fail when they have written already: scripts, and MIGRATE, which moves key by key.
+_FAILS_HALFWAY = frozenset({"EVAL", "EVALSHA", "MIGRATE"})
 
 # What replaces a script's digest by its source: see Batch._carry_scripts.
 _SCRIPT_BY_DIGEST = {"EVALSHA": "EVAL", "EVALSHA_RO": "EVAL_RO"}

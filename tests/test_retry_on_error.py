@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 
 import pytest
 import redis
@@ -132,6 +134,49 @@ def test_a_batch_of_which_something_ran_is_not_sent_again(run, proxy, plain):
 
     assert run(program, retry_on_error=[redis.ResponseError]) == (redis.ResponseError, 2)
     assert proxy.names == [["LPUSH", "APPEND"]]
+
+
+WRITES_THEN_FAILS = "redis.call('INCR', KEYS[1]) return redis.error_reply('ERR late')"
+LIBRARY = f"""#!lua name=late
+redis.register_function('late', function(KEYS) {WRITES_THEN_FAILS} end)
+"""
+
+
+def by_source(client):
+    return client.eval(WRITES_THEN_FAILS, 1, "n")
+
+
+def by_digest(client):
+    return client.evalsha(hashlib.sha1(WRITES_THEN_FAILS.encode()).hexdigest(), 1, "n")
+
+
+def by_function(client):
+    return client.fcall("late", 1, "n")
+
+
+@pytest.mark.parametrize("call", [by_source, by_digest, by_function])
+@pytest.mark.parametrize("scope", [contextlib.nullcontext, autobatch.batch])
+@pytest.mark.parametrize("single", [False, True])
+def test_what_failed_after_it_had_written_is_not_sent_again(run, plain, call, scope, single):
+    """A script's error does not tell how far it came."""
+    plain.script_load(WRITES_THEN_FAILS)
+    plain.function_load(LIBRARY, replace=True)
+
+    async def program(client, look):
+        with scope(), pytest.raises(redis.ResponseError, match="late"):
+            await look(call(client))
+
+    run(program, single_connection_client=single, retry_on_error=[redis.ResponseError])
+    assert plain.get("n") == "1"
+
+
+def test_a_script_is_sent_again_with_retry_writes(run, plain):
+    async def program(client, look):
+        with pytest.raises(redis.ResponseError, match="late"):
+            await look(by_source(client))
+
+    run(program, retry_writes=True, retry_on_error=[redis.ResponseError])
+    assert plain.get("n") == str(1 + RETRIES)
 
 
 @pytest.mark.parametrize("single", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
+import os
 import random
 import sys
 import threading
@@ -12,7 +14,7 @@ import pytest
 import redis
 
 import autobatch
-from autobatch.errors import NotReady, OutcomeUnknown
+from autobatch.errors import NotReady, NotSent, OutcomeUnknown
 from autobatch.testing import Cut, Hold, Swallow
 from common import PATIENCE, connect, meanwhile
 
@@ -306,3 +308,55 @@ def test_a_client_closed_by_another_thread_loses_no_future(proxy, plain):
             assert isinstance(future.exception(), OutcomeUnknown)
         assert plain.get("n") == "1"
         assert client.echo("in step") == "in step"
+
+
+class Elsewhere:
+    """Calls a function in another thread, at the so-manieth event inside redis-py or autobatch."""
+
+    def __init__(self, number, function):
+        self.left = number
+        self._function = function
+
+    def __call__(self, frame, event, _):
+        if any(f"{os.sep}{name}{os.sep}" in frame.f_code.co_filename for name in OURS):
+            self.left -= 1
+            if not self.left:
+                sys.setprofile(None)
+                with meanwhile(self._function):
+                    pass
+
+
+OURS = ["redis", "autobatch"]
+
+
+@pytest.mark.parametrize("health_check_interval", [0, 1e-9])
+def test_a_connection_closed_by_another_thread_at_any_point(server, plain, health_check_interval):
+    """While it is opened, or used: redis-py meets None where its socket was."""
+    for number in itertools.count(1):
+        plain.delete("a")
+        options = {"health_check_interval": health_check_interval}
+        with connect(server, **options) as client, autobatch.batch() as scope:
+
+            def close(pool=client.connection_pool):
+                # As its disconnect() does, but for the lock, which the thread that waits may hold.
+                for connection in [*pool._in_use_connections]:
+                    connection.disconnect()
+
+            pushed = [client.rpush("a", count) for count in range(1, 4)]
+            elsewhere = Elsewhere(number, close)
+            sys.setprofile(elsewhere)
+            scope.flush()
+            sys.setprofile(None)
+            errors = [future.exception() for future in pushed]
+            sent = plain.lrange("a", 0, -1)
+            for count, (future, error) in enumerate(zip(pushed, errors, strict=True), 1):
+                if error is None:
+                    assert future == count
+                elif isinstance(error, NotSent):
+                    assert str(count) not in sent
+                else:
+                    assert isinstance(error, OutcomeUnknown)
+            assert client.echo("y") == "y"
+        if elsewhere.left > 0:
+            break
+    assert number > 100

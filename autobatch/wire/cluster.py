@@ -656,14 +656,9 @@ class Wire:
                 divided, stranded = self.router.divide_again(left)
                 resend(one.entry for one in left)
                 flights = [sync.Flight(self._part(*one)) for one in divided]
-                try:
-                    sync.fly(flights)
-                finally:
-                    try:
-                        run_all(sync.Flight.land, flights)
-                    finally:
-                        recovery.settled()
-                        recovery.collect([flight.batch for flight in flights])  # type: ignore[misc]
+                sync.fly(flights)
+                recovery.settled()
+                recovery.collect([flight.batch for flight in flights])  # type: ignore[misc]
                 for entry, cause in stranded:
                     recovery.add(entry, cause)
                 round_trips += 1

@@ -12,7 +12,7 @@ import codecs
 import functools
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis
@@ -148,13 +148,11 @@ def write(connection: AbstractConnection, payload: bytes) -> None:
             view = memoryview(payload)
             while written < len(payload):
                 written += sock.send(view[written : written + most])
-    except TimeoutError as error:
-        raise BrokenWrite(written, redis.TimeoutError("Timeout writing to socket")) from error
-    except OSError as error:
-        cause = redis.ConnectionError(f"Error while writing to socket: {error}")
+    except Exception as error:
+        cause = _cause(error, "writing to")
+        if cause is None:
+            raise
         raise BrokenWrite(written, cause) from error
-    except redis.RedisError as error:
-        raise BrokenWrite(written, error) from error
 
 
 def read(
@@ -190,10 +188,11 @@ def read(
                 read_with_hiredis(own, count, raw, replies)
         else:
             _read_one_by_one(connection, count, raw, replies)
-    except TimeoutError as error:
-        raise redis.TimeoutError("Timeout reading from socket") from error
-    except OSError as error:
-        raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
+    except Exception as error:
+        cause = _cause(error, "reading from")
+        if cause is None or cause is error:
+            raise
+        raise cause from error
     if connection.health_check_interval:
         connection.next_health_check = time.monotonic() + connection.health_check_interval
 
@@ -202,24 +201,45 @@ def read(
 def _reads_in_its_own_way(kind: Any) -> bool:
     """Return whether a class of connections has a `read_response` from outside of its library."""
     module: str = getattr(kind.read_response, "__module__", None) or ""
-    return module.partition(".")[0] not in {"redis", "valkey"}
+    return module.partition(".")[0] not in _LIBRARIES
 
 
-def _read_more(parser: Any, reader: Any) -> None:
-    try:
-        parser.read_from_socket()
-    except (AttributeError, TypeError, ValueError) as error:
-        if parser._reader is reader:
-            raise
-        # Another thread has closed the connection.
-        raise redis.ConnectionError("Connection closed while reading") from error
+def _cause(error: Exception, doing: str) -> redis.RedisError | None:
+    """Return what redis-py would raise where it met `error`, if that was the connection's."""
+    if isinstance(error, redis.RedisError):
+        return error
+    if isinstance(error, TimeoutError):
+        return redis.TimeoutError(f"Timeout {doing} socket")
+    if isinstance(error, OSError):
+        return redis.ConnectionError(f"Error while {doing} socket: {error}")
+    return closed_elsewhere(error)
+
+
+def closed_elsewhere(error: Exception) -> redis.ConnectionError | None:
+    """Return what to say instead if another thread has closed a connection that is in use.
+
+    Then redis-py meets None, or a socket without a number, where its socket or its parser was.
+    `close()` does that, and in redis-py 7.0 every look at the cluster, also to connections that
+    are being opened.
+    """
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    module: str = "" if at is None else at.tb_frame.f_globals.get("__name__", "")
+    library, _, rest = module.partition(".")
+    met_none = isinstance(error, AttributeError) and error.obj is None
+    # In the parsers alone: elsewhere, an option of the wrong type is the likelier reason.
+    no_socket = rest.startswith("_parsers.") and type(error) in {TypeError, ValueError}
+    if library in _LIBRARIES and (met_none or no_socket):
+        return redis.ConnectionError("Connection closed by another thread")
+    return None
 
 
 def read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: list[Any]) -> None:
     """Do that on a parser that uses hiredis."""
     reader = parser._reader
     if reader is None:  # another thread has closed the client
-        raise redis.ConnectionError("Connection closed while reading")
+        raise redis.ConnectionError("Connection closed by another thread")
     gets = reader.gets
     push_type = parser._hiredis_PushNotificationType
     append = replies.append
@@ -230,7 +250,7 @@ def read_with_hiredis(parser: Any, count: int, raw: frozenset[int], replies: lis
         except UnicodeDecodeError as error:
             reply = error  # hiredis has taken the whole reply: the next ones are in step
         if reply is NOT_ENOUGH_DATA:
-            _read_more(parser, reader)
+            parser.read_from_socket()
         elif type(reply) is push_type:
             parser.handle_push_response(reply)
         else:
@@ -284,7 +304,7 @@ async def _send_one(connection: Any, command: Command, *, ask: bool) -> Any:
         await connection.disconnect(nowait=True)
         raise asyncio.CancelledError
     reply = await _reply_to(command, connection)
-    if refused(connection, [reply]):
+    if refused(connection, [command], [reply]):
         raise reply
     return reply
 
@@ -391,11 +411,17 @@ def tries_again(connection: Any, error: BaseException) -> bool:
     return isinstance(error, connection.retry._supported_errors)
 
 
-def refused(connection: Any, replies: list[Any]) -> bool:
-    """Return whether all commands were refused with errors that the retry policy names."""
+def refused(connection: Any, commands: Iterable[Command], replies: list[Any]) -> bool:
+    """Return whether all commands were refused with errors that the retry policy names.
+
+    What may have failed halfway, as a script may, was not refused.
+    """
     return all(
         isinstance(reply, redis.ResponseError) and tries_again(connection, reply)
         for reply in replies
+    ) and all(
+        command.read_only or command.traits.all_or_nothing or command.wire.retry_writes
+        for command in commands
     )
 
 

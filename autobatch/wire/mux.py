@@ -456,9 +456,17 @@ class Link:
 
     def _land(self, flight: _Flight) -> None:
         first = flight.replies[0]
-        if (self._follows or isinstance(first, redis.RedisError)) and self._refuses(flight, first):
-            self._refused.append(flight)
-            return
+        refused = False
+        try:
+            if self._follows or isinstance(first, redis.RedisError):
+                refused = self._refuses(flight, first)
+        finally:  # whatever goes wrong, somebody waits for it
+            if refused:
+                self._refused.append(flight)
+            else:
+                self._settle(flight)
+
+    def _settle(self, flight: _Flight) -> None:
         self._give_up_refused()
         try:
             flight.batch.settle(flight.replies)
@@ -475,7 +483,9 @@ class Link:
         if self._follows and (demoted := demotion(replies)) is not None:
             self._retiring = demoted
             return all(isinstance(reply, redis.ReadOnlyError) for reply in replies)
-        if flight.batch.divided or not greeted.refused(self._connection, replies):
+        if flight.batch.divided or not greeted.refused(
+            self._connection, flight.batch.commands(), replies
+        ):
             return False
         self._retiring = first
         flight.named = True

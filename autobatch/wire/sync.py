@@ -156,6 +156,11 @@ class Flight:
             self.connection = self._wire.acquire()
         except (redis.RedisError, OSError) as error:
             self.failure = error
+        except Exception as error:
+            self.failure = link.closed_elsewhere(error)
+            if self.failure is None:
+                raise
+            self.failure.__cause__ = error
 
     def write(self) -> None:
         if self.failure is not None or self.connection is None:
@@ -205,7 +210,7 @@ class Flight:
             self.written = 0
 
     def _look_for_refusals(self) -> None:
-        if link.refused(self.connection, self.replies):
+        if link.refused(self.connection, self.batch.commands(), self.replies):
             self.failure = self.replies[0]
             self.refusals, self.replies = self.replies, []
             self.written = 0
@@ -274,7 +279,6 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
     exchanges = len(flights)
     try:
         fly(flights)
-        run_all(Flight.land, flights)
         for wire, own in journeys:
             for flight in own:
                 if flight.batch.entries:
@@ -290,18 +294,28 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
 
 
 def fly(flights: list[Flight]) -> None:
-    """Write all, then read all. What fails is kept in its flight; an interruption is raised."""
+    """Write all, then read all, then settle what can be settled.
+
+    A connection that fails is kept in its flight. Anything else, an interruption above all, ends
+    them all and is raised.
+    """
     try:
-        # Always in the same order, so that two threads cannot wait for each other's pool.
-        for flight in sorted(flights, key=_pool_order) if len(flights) > 1 else flights:
-            flight.acquire()
+        try:
+            # Always in the same order, so that two threads cannot wait for each other's pool.
+            for flight in sorted(flights, key=_pool_order) if len(flights) > 1 else flights:
+                flight.acquire()
+            for flight in flights:
+                flight.write()
+            for flight in flights:
+                flight.read()
+        finally:
+            for flight in flights:
+                flight.release()
+        run_all(Flight.land, flights)
+    except BaseException as error:
         for flight in flights:
-            flight.write()
-        for flight in flights:
-            flight.read()
-    finally:
-        for flight in flights:
-            flight.release()
+            flight.interrupt(error)
+        raise
 
 
 def _pool_order(flight: Flight) -> int:
@@ -327,12 +341,7 @@ def _send_again(flight: Flight) -> int:
         attempts += 1
         resend(batch.entries)
         again = latest = Flight(batch)
-        try:
-            fly([again])
-        except BaseException as error:
-            again.interrupt(error)
-            raise
-        again.land()
+        fly([again])
         if again.connection is None and again.failure is not None:
             batch.give_up(again.failure)
         elif again.failure is not None and batch.entries:
