@@ -321,6 +321,17 @@ def test_the_delay_of_the_proxy_is_for_each_direction(server):
         assert exchange.ended - exchange.started >= 2 * 0.02
 
 
+def test_no_reply_waits_for_the_acknowledgement_of_another(proxy):
+    """Nagle's algorithm is off on both sides: it would add 40 ms that no network has."""
+    with Peer(proxy) as peer:
+        peer.send(("PING",))
+        assert peer.read(7) == b"+PONG\r\n"
+        (link,) = proxy.links
+        for side in (link.to_client_side, link.to_server_side):
+            connection = side._transport.get_extra_info("socket")
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("fault", [Fault(), Drip(), Delay(0, jitter=0.002)])
 def test_jitter_keeps_the_order(fault, server):
     """Of the bytes as of the commands."""
