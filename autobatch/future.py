@@ -307,8 +307,8 @@ class AsyncFuture(Future):
     def __hash__(self) -> int:
         # gather() and the like put awaitables into sets and dicts. There each stands for itself,
         # whatever its value is, and whether it has one.
-        within_asyncio = sys._getframe(1).f_code.co_filename == asyncio.tasks.__file__  # noqa: SLF001
-        if within_asyncio or not self._has_value():
+        # Anywhere else it would be lost in the dict when its value, with another hash, is there.
+        if sys._getframe(1).f_code.co_filename == asyncio.tasks.__file__:  # noqa: SLF001
             return object.__hash__(self)
         return hash(_promise(self).get())
 
