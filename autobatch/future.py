@@ -298,7 +298,7 @@ class AsyncFuture(Future):
     def __getattr__(self, name: str) -> Any:
         promise = _promise(self)
         if promise.outcome is PENDING:
-            raise not_ready(promise)
+            raise not_ready(promise, PendingAttribute)
         # A task's repr asks what its coroutine is, which must not raise a command's error.
         if name.startswith(("cr_", "gi_", "ag_", "__")) and not self._has_value():
             raise AttributeError(name)
@@ -342,9 +342,9 @@ def wake(waiter: asyncio.Future[None], _: Promise | None = None) -> None:
         loop.call_soon_threadsafe(wake, waiter)
 
 
-def not_ready(promise: Promise) -> NotReady:
+def not_ready(promise: Promise, kind: type[NotReady] = NotReady) -> NotReady:
     """Return what to raise where the value of an asyncio client's Future is touched too early."""
-    return PendingAttribute(
+    return kind(
         f"the value of {promise.describe()} is not there yet: await it, or await "
         "autobatch.asyncio.flush() before you use it"
     )

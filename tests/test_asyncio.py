@@ -163,6 +163,22 @@ async def test_asking_what_it_is_needs_no_value(client, plain):
 
 
 @in_loop
+async def test_only_a_missing_attribute_is_an_attribute_error(client, plain):
+    """In a property that computes with a pending value, it would be taken for one without it."""
+
+    class Cart:
+        @property
+        def total(self):
+            return price + 1
+
+    price = client.incr("price")
+    with pytest.raises(NotReady):
+        getattr(Cart(), "total", 0)
+    await price
+    assert Cart().total == 2
+
+
+@in_loop
 async def test_a_key_is_a_value(client, plain):
     """A dict in which a pending one stood for itself would not find it again later."""
     plain.set("a", "x")
