@@ -635,7 +635,7 @@ def free_port() -> int:
 def _listening_socket(port: int) -> socket.socket:
     listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
     listener.setblocking(False)  # noqa: FBT003  # as it is
-    # What it accepts inherits this, which asyncio only gives to what it connects. Without it a reply
-    # that follows another one waits for the client's acknowledgement of that: 40 ms on Linux.
+    # What it accepts inherits this, which asyncio gives to what it connects alone. Without it a
+    # reply that follows another waits for the client's acknowledgement of that: 40 ms on Linux.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
