@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import functools
+import inspect
 import logging
 import math
 import operator
@@ -111,7 +112,15 @@ class Future:
         Returns:
             A Future. If this one fails, so does the result, with the same error, and
             `function` is not called.
+
+        Raises:
+            TypeError: `function` is none, or a coroutine function, which nobody would await.
         """
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise TypeError(
+                "map() takes a plain function, which may call Redis and return the Future, not "
+                f"{function!r}. For a coroutine function, await the value first"
+            )
         promise = _promise(self)
         mapped = _Mapped(promise, function)
         promise.when_settled(mapped.run)

@@ -8,6 +8,7 @@ import collections.abc
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 import json
 import logging
@@ -737,6 +738,17 @@ def test_map_of_a_settled_one_runs_at_once():
     future = now(3).map(str)
     assert future.done()
     assert future == "3"
+
+
+def test_map_takes_plain_functions(keeper):
+    """What cannot be called, and a coroutine that nobody would await, are refused at the call."""
+
+    async def load(value):
+        return value
+
+    for function in (load, functools.partial(load), 5, None):
+        with pytest.raises(TypeError, match="map\\(\\) takes a plain function"):
+            keeper.future(3).map(function)
 
 
 def test_maps_chain():
