@@ -389,7 +389,7 @@ def batch(
             after what waits around it was sent, and has sent everything when it ends.
         atomic: run its own commands, those of each client, as one transaction (MULTI and EXEC,
             in the same round trip). Their values are known after the block. If the block raises,
-            they are dropped.
+            they are dropped. Pipelines, locks and `client.eager` in it run before them.
         on_error: "flush" sends what waits also when the block raises; "discard" drops those of
             its commands that still wait then.
         max_commands: a scope of its own is flushed early when so many commands wait.
