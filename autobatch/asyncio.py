@@ -8,7 +8,7 @@ import inspect
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
 import redis.asyncio
 
@@ -25,6 +25,9 @@ from autobatch.scope import StrayScope, astep_aside
 from autobatch.scope import aflush as flush
 from autobatch.wire.mux import Wire
 from autobatch.wire.server import wires_of
+
+if TYPE_CHECKING:
+    from autobatch.funnel import constructed_as
 
 __all__ = ["Redis", "RedisCluster", "flush", "resolve"]
 
@@ -176,6 +179,17 @@ class Redis(Asynchronous, redis.asyncio.Redis):  # type: ignore[misc]  # redis-p
 
     _plain_type = redis.asyncio.Redis
     _script_type = BatchingScript
+
+    if TYPE_CHECKING:  # redis-py's arguments, and ours
+
+        @overload
+        @constructed_as(redis.asyncio.Redis.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, lanes: int, **kwargs: Any) -> None: ...
+        @overload
+        def __init__(self, *args: Any, retry_writes: bool, **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class EagerRedis(AsynchronousEager, Redis):  # type: ignore[misc]

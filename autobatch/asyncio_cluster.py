@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 import weakref
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import redis.asyncio
 
@@ -21,6 +21,9 @@ from autobatch.recording import ran_alone, stray_scope
 from autobatch.scope import StrayScope, astep_aside
 from autobatch.wire.cluster_mux import Wire
 from autobatch.wire.server import wires_of
+
+if TYPE_CHECKING:
+    from autobatch.funnel import constructed_as
 
 
 class ClusteredAsynchronous(AsyncFunnel, Clustered):
@@ -154,6 +157,17 @@ class RedisCluster(ClusteredAsynchronous, redis.asyncio.RedisCluster):  # type: 
 
     _plain_type = redis.asyncio.RedisCluster
     _script_type = BatchingScript
+
+    if TYPE_CHECKING:  # redis-py's arguments, and ours
+
+        @overload
+        @constructed_as(redis.asyncio.RedisCluster.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, lanes: int, **kwargs: Any) -> None: ...
+        @overload
+        def __init__(self, *args: Any, retry_writes: bool, **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class EagerRedisCluster(ClusteredAsynchronousEager, RedisCluster):  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import redis
 from redis.connection import ConnectionPool
@@ -19,6 +19,9 @@ from autobatch.recording import ran_alone
 from autobatch.scope import step_aside
 from autobatch.wire.server import wires_of
 from autobatch.wire.sync import Wire, call
+
+if TYPE_CHECKING:
+    from autobatch.funnel import constructed_as
 
 
 class Synchronous(Funnel):
@@ -168,7 +171,14 @@ class Redis(Synchronous, redis.Redis):
         retry_writes: as given to the constructor.
     """
 
-    if TYPE_CHECKING:  # redis-py's stubs say redis.Redis
+    if TYPE_CHECKING:  # redis-py's arguments, and ours; its stubs say redis.Redis
+
+        @overload
+        @constructed_as(redis.Redis.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, retry_writes: bool, **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
         @classmethod
         def from_pool(cls, connection_pool: ConnectionPool) -> Self: ...

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import redis
 from redis.client import CaseInsensitiveDict
@@ -26,6 +26,9 @@ from autobatch.scope import step_aside
 from autobatch.wire import sync
 from autobatch.wire.cluster import Wire
 from autobatch.wire.server import wires_of
+
+if TYPE_CHECKING:
+    from autobatch.funnel import constructed_as
 
 # How the values of several nodes become one.
 Finish = Callable[[list[Any]], Any]
@@ -474,6 +477,15 @@ class RedisCluster(ClusteredSynchronous, redis.RedisCluster):
     Attributes:
         retry_writes: as given to the constructor.
     """
+
+    if TYPE_CHECKING:  # redis-py's arguments, and ours
+
+        @overload
+        @constructed_as(redis.RedisCluster.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, retry_writes: bool, **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class EagerRedisCluster(ClusteredSynchronousEager, RedisCluster):

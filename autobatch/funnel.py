@@ -6,7 +6,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from redis.commands.core import AsyncScript
 from redis.exceptions import DataError
@@ -32,6 +32,7 @@ from autobatch.streams import called_by, looks_at_reply, measured
 from autobatch.wire.connection import HIGHEST, LOWEST, PACKED_FAST
 
 C = TypeVar("C", bound=Command)
+P = ParamSpec("P")
 
 # redis-py's own dict of callbacks folds case in Python, at each access. Its keys are upper case.
 _dict_get: Any = dict.get
@@ -39,6 +40,14 @@ _getframe: Any = sys._getframe  # public in all but name
 _new: Any = object.__new__
 _EXPIRIES = {"ex": "EX", "px": "PX"}
 _NO_OPTIONS: dict[str, Any] = {}
+
+
+if TYPE_CHECKING:
+
+    def constructed_as(
+        base: Callable[P, None],
+    ) -> Callable[[Callable[..., None]], Callable[P, None]]:
+        """Show a type checker the arguments of redis-py's constructor."""
 
 
 class Funnel:

@@ -31,6 +31,19 @@ def clients_are_redis_py_s() -> None:
     assert_type(autobatch.wrap(valkey.asyncio.Valkey()), autobatch.valkey.AsyncValkey)
 
 
+def constructors_take_redis_py_s_arguments() -> None:
+    """A wrong one is an error here, too; a right one needs not be known twice."""
+    assert_type(autobatch.Redis("localhost", db=1, retry_writes=True), autobatch.Redis)
+    assert_type(autobatch.RedisCluster("localhost", retry_writes=True), autobatch.RedisCluster)
+    assert_type(autobatch.asyncio.Redis(db=1, lanes=2), autobatch.asyncio.Redis)
+    assert_type(autobatch.asyncio.Redis(retry_writes=True, lanes=2), autobatch.asyncio.Redis)
+    assert_type(autobatch.asyncio.RedisCluster("localhost"), autobatch.asyncio.RedisCluster)
+    autobatch.Redis(hots="localhost")  # type: ignore[call-overload]
+    autobatch.RedisCluster(port="x")  # type: ignore[call-overload]
+    autobatch.asyncio.Redis(hots="localhost")  # type: ignore[call-overload]
+    autobatch.asyncio.RedisCluster(prot=1)  # type: ignore[call-overload]
+
+
 def methods_have_redis_py_s_types() -> None:
     """Code that was checked with redis-py's client checks as before."""
     assert_type(client.get("a"), bytes | str | None)
