@@ -1095,8 +1095,15 @@ def test_flake8_gets_columns_from_zero():
 def test_flake8_itself_runs_it(folder):
     pytest.importorskip("flake8")
     (folder / "bad.py").write_text("x = 1; " + BAD + BAD.rstrip() + "  # noqa: AB101\n")
-    command = [sys.executable, "-m", "flake8", "--isolated", "--select", "AB", "bad.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    unasked = [sys.executable, "-m", "flake8", "--isolated", "--extend-ignore", "E,W,F", "bad.py"]
+    done = subprocess.run(unasked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "",
+        "",
+    )  # that it is installed is no wish
+    asked = [*unasked, "--enable-extensions", "AB"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:22], done.stderr) == (1, "bad.py:1:8: AB101 `red", "")
     assert len(done.stdout.splitlines()) == 1
 

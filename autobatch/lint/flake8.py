@@ -13,6 +13,8 @@ class Plugin:
 
     name = "autobatch"
     version = "1"
+    # Who installs autobatch has other modules, too, where a client of redis-py gives plain values.
+    off_by_default = True
 
     def __init__(self, tree: ast.Module, lines: list[str]) -> None:
         self._tree = tree
