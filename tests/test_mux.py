@@ -21,6 +21,7 @@ import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Cut, Fault, Hold, Insert, Proxy, Swallow, free_port
+from autobatch.wire import mux
 from looping import eventually, in_loop, reports, tidy
 
 NAME = "shared"
@@ -333,6 +334,17 @@ async def test_reopened_after_it_was_killed(client, plain):
         [after] = connections(plain)
         assert after["id"] != before["id"]
     assert plain.get("n") == "6"
+
+
+@in_loop
+async def test_what_was_closed_while_the_loop_stood_still(client, plain, monkeypatch):
+    """As where a loop only runs for each job: nothing is written to it, so nothing is lost."""
+    monkeypatch.setattr(mux, "_IDLE", -1)
+    await client.set("n", 1)
+    plain.client_kill_filter(_id=connections(plain)[0]["id"])
+    while connections(plain):
+        pass
+    assert await client.incr("n") == 2
 
 
 @in_loop

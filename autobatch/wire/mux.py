@@ -12,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import inspect
+import select
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
@@ -374,6 +375,14 @@ class Link:
             elif self._waiting and (self.connecting is None or self.connecting.done()):
                 self.connecting = self._loop.create_task(self._connect())
             return
+        idle = not self._sent and self._waiting and self._waiting[0].since - self._heard > _IDLE
+        if idle and _has_news(self._transport):
+            # The server may have closed it while this loop did not run: hear of that first.
+            self._loop.call_later(_NEWS, self.pump)
+        else:
+            self._write()
+
+    def _write(self) -> None:
         payloads: list[bytes] = []
         size = 0
         most = MAX_IN_FLIGHT if switch.batching else 1
@@ -616,6 +625,7 @@ class Link:
         self._timeout = connection.socket_timeout
         self._receiver = receiver
         self._transport, self._reader = transport, reader
+        self._heard = self._loop.time()
         self.pump()
 
     def _make_connection(self) -> Any:
@@ -655,5 +665,16 @@ class Link:
                 await asyncio.shield(flight.waiter)
 
 
+def _has_news(transport: Any) -> bool:
+    """Return whether something, or the end, has arrived that the event loop has not read yet."""
+    if transport.is_closing():
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
 _NOTHING: frozenset[int] = frozenset()
+_IDLE = 1.0  # seconds without a reply, after which a connection is looked at before it is used
+_NEWS = 0.001  # seconds in which the loop reads what has arrived
 _PATIENCE = 5.0  # seconds, at a loop's end, without a socket_timeout
