@@ -348,6 +348,10 @@ class Command(Promise):
         answer: bool = self.wire.asynchronous
         return answer
 
+    def doubt(self) -> None:
+        if self.outcome is PENDING and self.wire.asynchronous:
+            self.wire.doubt()
+
     @property
     def read_only(self) -> bool:
         """Whether it may be sent again after its reply was lost."""

@@ -277,7 +277,11 @@ class AsyncFuture(Future):
     def __await__(self) -> Generator[Any, None, Any]:
         promise = _promise(self)
         if promise.outcome is PENDING:
-            yield from _waiter(promise)
+            try:
+                yield from _waiter(promise)
+            except asyncio.CancelledError:
+                promise.root().doubt()
+                raise
         outcome = promise.outcome
         if outcome is PENDING or type(outcome) is Failure:
             return promise.get()
@@ -299,6 +303,8 @@ class AsyncFuture(Future):
         """Raise what was thrown in: there is nothing here to clean up."""
         error = value if value is not None else kind
         error = error() if isinstance(error, type) else error
+        if isinstance(error, asyncio.CancelledError):
+            _promise(self).root().doubt()
         raise error if traceback is None else error.with_traceback(traceback)
 
     def close(self) -> None:

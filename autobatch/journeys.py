@@ -313,7 +313,12 @@ class Journeys(Scope):
         in_thread_too = self._in_flight
         arrival = self._arrival()
         if arrival is not None:
-            await arrival
+            try:
+                await arrival
+            except asyncio.CancelledError:
+                for command in itertools.chain(*list(self._outstanding.values())):
+                    command.doubt()
+                raise
         if in_thread_too and self._in_flight:
             await in_thread(self.flush)
 

@@ -270,6 +270,9 @@ class Promise:
         """Whether it can only be awaited, since no thread may wait for it."""
         return False
 
+    def doubt(self) -> None:
+        """Note that somebody waits no longer: its connection may have gone silent."""
+
     def origin(self) -> Origin:
         """Return what can be told of this when it is gone."""
         return Origin(self.describe(), self.number)

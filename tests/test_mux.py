@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
-from autobatch.testing import Answer, Cut, Fault, Hold, Insert, Proxy, Swallow, free_port
+from autobatch.testing import Answer, Cut, Fault, Hold, Insert, Proxy, Silence, Swallow, free_port
 from autobatch.wire import mux
 from looping import eventually, in_loop, reports, tidy
 
@@ -345,6 +345,64 @@ async def test_what_was_closed_while_the_loop_stood_still(client, plain, monkeyp
     while connections(plain):
         pass
     assert await client.incr("n") == 2
+
+
+async def by_a_future(client):
+    await client.get("read")
+
+
+async def in_a_task_of_its_own(client):
+    await asyncio.create_task(client.get("read"))
+
+
+async def mapped(client):
+    await client.get("read").map(str)
+
+
+async def at_the_end_of_a_scope(client):
+    async with batch():
+        client.get("read")
+
+
+WAYS = [by_a_future, in_a_task_of_its_own, mapped, at_the_end_of_a_scope]
+
+
+@pytest.mark.parametrize("wait", WAYS)
+def test_a_connection_that_died_without_a_word(wait, proxy, monkeypatch):
+    """Without a `socket_timeout`, a task that gives up waiting is the only sign of it."""
+    monkeypatch.setattr(mux, "_PATIENCE", TIMEOUT)
+
+    @in_loop
+    async def test():
+        client = client_of(proxy.port, socket_timeout=None)
+        await client.ping()
+        silence = Silence()
+        proxy.arm(silence)
+        lost = asyncio.create_task(value(client.incr("n")))
+        waits = asyncio.create_task(wait(client))
+        await eventually(silence.requested.is_set)
+        waits.cancel()
+        await asyncio.wait([waits])
+        assert waits.cancelled()
+        assert isinstance(await failure_of(lost), OutcomeUnknown)
+        assert await client.get("read") == "it"
+        await client.aclose()
+
+    test()
+
+
+@in_loop
+async def test_a_slow_connection_is_not_given_up_while_nobody_doubts_it(faulty, proxy, monkeypatch):
+    monkeypatch.setattr(mux, "_PATIENCE", 0)
+    client = client_of(proxy.port, socket_timeout=None)
+    hold = Hold()
+    proxy.arm(hold)
+    future = asyncio.ensure_future(client.incr("n"))
+    await eventually(hold.replied.is_set)
+    await asyncio.sleep(0.01)
+    hold.released.set()
+    assert await future == 1
+    await client.aclose()
 
 
 @in_loop

@@ -153,6 +153,11 @@ class Wire:
         """Wait until everything that was handed over by now in the running loop has landed."""
         await self._home().landed()
 
+    def doubt(self) -> None:
+        """Watch the running loop's connections: somebody has stopped waiting for one."""
+        for wire in list(self._wires.values()):
+            wire.doubt()
+
     async def nodes_landed(self) -> None:
         """Wait until everything that is on its way to a node has landed."""
         for wire in list(self._wires.values()):

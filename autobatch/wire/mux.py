@@ -12,7 +12,7 @@ import asyncio
 import collections
 import contextlib
 import inspect
-import select
+import selectors
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
@@ -106,6 +106,13 @@ class Wire:
             home = tick.homes[self] = _Home(self._pool, tick)
             self._homes.add(home)
         return home
+
+    def doubt(self) -> None:
+        """Watch the running loop's connections: somebody has stopped waiting for one."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
+        home: _Home | None = None if loop is None else tick_of(loop).homes.get(self)
+        if home is not None:
+            home.doubt()
 
     def abandon(self) -> None:
         """Close the connections of a client that was forgotten; from any thread."""
@@ -229,6 +236,11 @@ class _Home:
         """Wait until everything that was handed over by now has landed."""
         for link in list(self._links.values()):
             await link.landed()
+
+    def doubt(self) -> None:
+        """Give up connections that stay silent, also without a `socket_timeout`."""
+        for link in self._links.values():
+            link.doubt()
 
     async def close(self) -> None:
         """Close everything, after what is on its way has landed."""
@@ -516,14 +528,23 @@ class Link:
 
     # ---- losing ------------------------------------------------------------------------
 
+    def doubt(self) -> None:
+        """Watch what is on its way as with a `socket_timeout`, if the client has none.
+
+        redis-py closes the connection of a command whose wait is cancelled. This one is others',
+        too; but if it died without a word, as behind a firewall, nobody else would find that out.
+        """
+        if self._sent and self._watch is None:
+            self._watch = self._loop.call_later(_PATIENCE, self._look_at_clock)
+
     def _look_at_clock(self) -> None:
-        assert self._timeout is not None
         self._watch = None
         if not self._sent:
             return
         if self._more:  # what has arrived is not read yet: this loop was busy
             self._heard = self._loop.time()
-        left = max(self._sent[0].since, self._heard) + self._timeout - self._loop.time()
+        timeout = _PATIENCE if self._timeout is None else self._timeout
+        left = max(self._sent[0].since, self._heard) + timeout - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._look_at_clock)
         else:
@@ -669,12 +690,16 @@ def _has_news(transport: Any) -> bool:
     """Return whether something, or the end, has arrived that the event loop has not read yet."""
     if transport.is_closing():
         return True
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    with _Selector() as selector:
+        selector.register(transport.get_extra_info("socket").fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
+# The one without a file of its own, where there is one.
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 _NOTHING: frozenset[int] = frozenset()
 _IDLE = 1.0  # seconds without a reply, after which a connection is looked at before it is used
 _NEWS = 0.001  # seconds in which the loop reads what has arrived
-_PATIENCE = 5.0  # seconds, at a loop's end, without a socket_timeout
+_PATIENCE = 5.0  # seconds without an answer, at a loop's end or in doubt, without a socket_timeout
