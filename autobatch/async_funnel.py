@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from autobatch.funnel import Funnel, twin_of
+from autobatch.funnel import Eager, Funnel
 from autobatch.future import AsyncFuture
 from autobatch.scope import aflush
 from autobatch.wire.server import wires_of
@@ -14,7 +14,6 @@ from autobatch.wire.server import wires_of
 class AsyncFunnel(Funnel):
     """How calls of an asyncio client are queued, whatever it leads to."""
 
-    _eager_type: ClassVar[type[Any]]
     # What is such a client of that library.
     _plain_type: ClassVar[type[Any]]
     _script_type: ClassVar[type[Any]]
@@ -40,12 +39,6 @@ class AsyncFunnel(Funnel):
     def _home(self) -> Any:
         """What its wires are kept on: whatever shares that shares them."""
         raise NotImplementedError
-
-    @property
-    def eager(self) -> Self:
-        """The plain view of this client: it flushes what waits, and gives coroutines."""
-        eager: Self = twin_of(self, self._eager_type)
-        return eager
 
     async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # For asyncio.run(client.get("key")): called before there is a loop.
@@ -76,16 +69,8 @@ class AsyncFunnel(Funnel):
             plain.__del__(*args, **kwargs)
 
 
-class AsyncEager(AsyncFunnel):
+class AsyncEager(Eager, AsyncFunnel):
     """What the eager views of asyncio clients have in common."""
-
-    @property
-    def eager(self) -> Self:
-        return self
-
-    @property
-    def batching(self) -> Any:
-        return self._origin
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return self._eagerly(args, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
@@ -13,10 +12,10 @@ from redis.connection import ConnectionPool
 from autobatch import report
 from autobatch.ambient import Scope, current
 from autobatch.command import Command, spelled_out, traits_of
-from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
-from autobatch.future import unwrap
+from autobatch.funnel import Eager, names_himport, without_futures
 from autobatch.recording import ran_alone
 from autobatch.scope import step_aside
+from autobatch.sync_funnel import SyncFunnel
 from autobatch.wire.server import wires_of
 from autobatch.wire.sync import Wire, call
 
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     from autobatch.funnel import constructed_as
 
 
-class Synchronous(Funnel):
+class Synchronous(SyncFunnel):
     """What makes a synchronous client batch, whichever library it is of."""
-
-    _eager_type: ClassVar[type[Any]]
 
     @functools.cached_property
     def _wire(self) -> Wire:
@@ -38,15 +35,6 @@ class Synchronous(Funnel):
             return Wire(pool, client.connection, lock, retry_writes=retry_writes)
         wire: Wire = wires_of(pool).setdefault(retry_writes, Wire(pool, retry_writes=retry_writes))
         return wire
-
-    @property
-    def eager(self) -> Self:
-        """The plain view of this client: it flushes what waits, runs, and returns plain values.
-
-        It uses the same pool. Give it to libraries that test a reply with `is None`.
-        """
-        eager: Self = twin_of(self, self._eager_type)
-        return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Queue a command and return its Future; outside a scope run it and return its value.
@@ -99,51 +87,12 @@ class Synchronous(Funnel):
         client: Any = self
         return getattr(client.connection_pool, "cache", None) is not None
 
-    # What looks at replies itself, or takes a connection itself. A type checker goes on seeing
-    # redis-py's signatures.
-    if not TYPE_CHECKING:
 
-        def register_script(self, script):
-            self._know_script(script)
-            return super().register_script(script)
-
-        def __getitem__(self, name):
-            value = unwrap(self.get(name))
-            if value is None:
-                raise KeyError(name)
-            return value
-
-        def lock(self, *args, **kwargs):
-            # Lock.locked() tests `is not None`, and its other methods need each reply at once.
-            return super(Synchronous, self.eager).lock(*args, **kwargs)
-
-    def close(self) -> None:
-        """Send what waits, then close the connections, as redis-py's client does."""
-        step_aside()
-        if self._origin is not None:
-            self._origin.close()
-        else:
-            plain: Any = super()
-            plain.close()
-
-    def __del__(self) -> None:
-        # The garbage collector must not flush, and a twin must not close what it shares.
-        if self._origin is None:
-            # As redis-py does: a half-made client has nothing to close.
-            with contextlib.suppress(Exception):
-                plain: Any = super()
-                plain.close()
-
-
-class SynchronousEager(Synchronous):
+class SynchronousEager(Eager, Synchronous):
     """What makes a synchronous client the eager view of one that batches."""
 
     # Of what one is the view that was made by its constructor.
     _batching_type: ClassVar[type[Any]]
-
-    @property
-    def eager(self) -> Self:
-        return self
 
     @property
     def batching(self) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import redis
 from redis.client import CaseInsensitiveDict
@@ -17,12 +16,13 @@ from autobatch.ambient import Scope, ambient, current
 from autobatch.batch import Batch
 from autobatch.command import Command, PinnedCommand, Traits, Travel, spelled_out, traits_of
 from autobatch.errors import AutobatchError, CrossSlot
-from autobatch.funnel import Funnel, names_himport, twin_of, without_futures
+from autobatch.funnel import Eager, Funnel, names_himport, without_futures
 from autobatch.future import FUTURE_TYPES, combine, future_of, unwrap
 from autobatch.keys import ONE_KEY
 from autobatch.promise import Failure
 from autobatch.recording import ran_alone
 from autobatch.scope import step_aside
+from autobatch.sync_funnel import SyncFunnel
 from autobatch.wire import sync
 from autobatch.wire.cluster import Wire
 from autobatch.wire.server import wires_of
@@ -282,10 +282,9 @@ def _nodes_of(client: Any, target: Any) -> list[Any]:
     return nodes
 
 
-class ClusteredSynchronous(Clustered):
+class ClusteredSynchronous(SyncFunnel, Clustered):
     """What makes a cluster's synchronous client batch, whichever library it is of."""
 
-    _eager_type: ClassVar[type[Any]]
     _wire_type: ClassVar[type[Any]] = Wire
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -323,12 +322,6 @@ class ClusteredSynchronous(Clustered):
         client: Any = self
         node = client.get_redis_connection(client.get_default_node())
         return getattr(node.connection_pool, "cache", None) is not None
-
-    @property
-    def eager(self) -> Self:
-        """The plain view of this client: it flushes what waits, runs, and returns plain values."""
-        eager: Self = twin_of(self, self._eager_type)
-        return eager
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Queue a command and return its Future; outside a scope run it and return its value.
@@ -400,41 +393,9 @@ class ClusteredSynchronous(Clustered):
             _ = self.response_callbacks  # so that the other views hear of it
             super().set_response_callback(command, callback)
 
-        def register_script(self, script):
-            self._know_script(script)
-            return super().register_script(script)
 
-        def lock(self, *args, **kwargs):
-            # Lock.locked() tests `is not None`, and its other methods need each reply at once.
-            return super(ClusteredSynchronous, self.eager).lock(*args, **kwargs)
-
-    def close(self) -> None:
-        """Send what waits, then close the connections, as redis-py's client does."""
-        step_aside()
-        if self._origin is not None:
-            self._origin.close()
-        else:
-            plain: Any = super()
-            plain.close()
-
-    def __del__(self) -> None:
-        # The garbage collector must not flush, and a twin must not close what it shares.
-        if self._origin is None:
-            with contextlib.suppress(Exception):
-                plain: Any = super()
-                plain.close()
-
-
-class ClusteredSynchronousEager(ClusteredSynchronous):
+class ClusteredSynchronousEager(Eager, ClusteredSynchronous):
     """What makes a cluster's synchronous client the eager view of one that batches."""
-
-    @property
-    def eager(self) -> Self:
-        return self
-
-    @property
-    def batching(self) -> Any:
-        return self._origin
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()

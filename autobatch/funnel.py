@@ -56,6 +56,7 @@ class Funnel:
     # The client that this one is the twin of: it owns the pool.
     _origin: Any = None
     _future_type: ClassVar[type[Future]] = Future
+    _eager_type: ClassVar[type[Any]]
 
     retry_writes = False
     response_callbacks: Any
@@ -81,6 +82,16 @@ class Funnel:
         client.retry_writes = retry_writes
         made: Self = client
         return made
+
+    @property
+    def eager(self) -> Self:
+        """The plain view of this client: it flushes what waits, runs, and returns plain values.
+
+        It uses the same pool. Give it to libraries that test a reply with `is None`. That of an
+        asyncio client gives coroutines.
+        """
+        eager: Self = twin_of(self, self._eager_type)
+        return eager
 
     @property
     def batching(self) -> Self:
@@ -265,6 +276,18 @@ class Funnel:
         text = self.get_encoder().encode(source)
         digest = hashlib.sha1(text, usedforsecurity=False).hexdigest()
         self._wire.scripts[digest] = Script(digest, source)
+
+
+class Eager(Funnel):
+    """What the eager views of all clients have in common."""
+
+    @property
+    def eager(self) -> Self:
+        return self
+
+    @property
+    def batching(self) -> Any:
+        return self._origin
 
 
 class ScriptAtOnce:

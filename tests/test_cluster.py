@@ -1182,6 +1182,26 @@ async def test_wrap_of_a_client_nobody_has_used(way, cluster):
     await way._close(client)
 
 
+def test_what_redis_py_itself_looks_at_means_the_same(cluster):
+    """`client[key]` raises KeyError where there is nothing, and a lock knows whether it is held."""
+    with autobatch.RedisCluster(host=HOST, port=cluster.primaries[0]) as client:
+        client.set(A, "here")
+        with autobatch.batch() as scope:
+            client.set(B, "as well")
+            assert client[A] == b"here"
+            assert client[B] == b"as well"
+            with pytest.raises(KeyError, match=C):
+                client[C]
+            assert scope.stats.round_trips == 3
+            lock = client.lock("lock")
+            assert lock.acquire(blocking=False)
+            assert lock.locked()
+            lock.release()
+            assert not lock.locked()
+        with pytest.raises(KeyError, match=C):
+            client[C]
+
+
 @both_ways
 async def test_the_eager_view_sends_what_waits_and_gives_plain_values(way, cluster):
     client = await way.client()

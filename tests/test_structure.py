@@ -50,6 +50,7 @@ ORDER = [
     "aside",
     "streams",
     "funnel",
+    "sync_funnel",
     "client",
     "cluster",
     "async_funnel",
