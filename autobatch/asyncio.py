@@ -7,7 +7,7 @@ import functools
 import inspect
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
 import redis.asyncio
@@ -38,7 +38,6 @@ class Asynchronous(AsyncFunnel):
     """What makes an asyncio client batch, whichever library it is of."""
 
     _wire_type: ClassVar[type[Wire]] = Wire
-    _awaited_callbacks: dict[str, Callable[..., Awaitable[Any]]] = {}  # noqa: RUF012  # replaced
 
     @classmethod
     def from_url(cls, url: str, *args: Any, lanes: int = 1, **kwargs: Any) -> Self:
@@ -85,31 +84,26 @@ class Asynchronous(AsyncFunnel):
         client: Any = self
         if client.single_connection_client:
             return self._run_alone(scope, args, options)
-        if self._awaited_callbacks and str(args[0]).upper() in self._awaited_callbacks:
-            return self._with_callback(scope, args, options)
+        if self._awaited and str(args[0]).upper() in self._awaited:
+            return _twice(self._queue(scope, args, options))
         return self._queue(scope, args, options)
+
+    @functools.cached_property
+    def _awaited(self) -> frozenset[str]:
+        """The commands whose response callbacks are coroutine functions."""
+        if isinstance(self._origin, Asynchronous):
+            return self._origin._awaited
+        callbacks = self.response_callbacks.items()
+        return frozenset(name for name, one in callbacks if inspect.iscoroutinefunction(one))
 
     def set_response_callback(self, command: str, callback: Any) -> None:
         """Set a response callback, as on redis-py's client; it may be a coroutine function."""
-        if inspect.iscoroutinefunction(callback):
-            # A batch settles without awaiting anything, so this comes after it.
-            self.response_callbacks.pop(command.upper(), None)
-            self._awaited_callbacks = {**self._awaited_callbacks, command.upper(): callback}
-        else:
-            plain: Any = super()
-            plain.set_response_callback(command, callback)
-
-    def _with_callback(
-        self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]
-    ) -> Awaitable[Any]:
-        future = self._queue(scope, args, {})
-        callback = self._awaited_callbacks[str(args[0]).upper()]
-
-        async def finish() -> Any:
-            options.pop("keys", None)
-            return await callback(await future, **options)
-
-        return finish()
+        plain: Any = super()
+        plain.set_response_callback(command, callback)
+        client: Any = self
+        while isinstance(client, Asynchronous):
+            client.__dict__.pop("_awaited", None)
+            client = client._origin
 
     def _run_alone(self, scope: Scope, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return self._step_aside(scope, without_futures(args), options)
@@ -152,6 +146,12 @@ class Asynchronous(AsyncFunnel):
         await plain.aclose(close_connection_pool)
 
 
+async def _twice(reply: Awaitable[Any]) -> Any:
+    # A batch settles without awaiting anything: its value is what the callback has to do still.
+    value = await reply
+    return await value if inspect.isawaitable(value) else value
+
+
 class AsynchronousEager(AsyncEager, Asynchronous):
     """What makes an asyncio client the eager view of one that batches."""
 
@@ -163,9 +163,8 @@ class AsynchronousEager(AsyncEager, Asynchronous):
         client: Any = self
         if client.single_connection_client:
             return await self._run_alone(stray, args, options)
-        if str(args[0]).upper() in self._awaited_callbacks:
-            return await self._with_callback(stray, args, options)
-        return await self._queue(stray, args, options)
+        reply = self._queue(stray, args, options)
+        return await (_twice(reply) if str(args[0]).upper() in self._awaited else reply)
 
 
 class Redis(Asynchronous, redis.asyncio.Redis):  # type: ignore[misc]  # redis-py's own bases

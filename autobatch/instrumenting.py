@@ -4,8 +4,8 @@ Methods of redis-py's own classes are replaced, so it does not matter who made a
 (`from_url`, Sentinel, a module that has said `from redis import Redis`) or of which subclass; its
 type stays what it was. Outside a scope the method that was there runs, and nothing else. Inside one
 the call goes to a view of the client: an object of the batching class that shares the client's
-attributes, and is gone when the call returns. Nothing is kept on a client but its wire, so there is
-nothing to undo there.
+attributes, and is gone when the call returns. Nothing is kept on a client but its wire, and with
+asyncio which of its callbacks are coroutine functions, so there is nothing to undo there.
 
 Whether a call is batched depends on the module that makes it: that is who will look at the reply.
 Libraries that test replies with `is None`, or give them to pickle or json, get plain values, as

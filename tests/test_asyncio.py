@@ -1605,6 +1605,32 @@ async def test_an_asynchronous_response_callback(client, plain):
         assert await coming == "<1>"
     with pytest.raises(KeyError):
         await client.get("missing")
+    eager = client.eager
+    assert await eager.get("a") == "<1>"
+    eager.set_response_callback("GET", str)
+    assert (await client.get("a"), await eager.get("a")) == ("1", "1")
+
+
+@in_loop
+async def test_a_wrapped_client_has_an_asynchronous_response_callback(proxy, plain):
+    """The client itself keeps it, and so does each view."""
+
+    async def callback(reply, **options):
+        await asyncio.sleep(0)
+        return f"<{reply}>"
+
+    plain.set("a", "1")
+    async with redis.asyncio.Redis(port=proxy.port, decode_responses=True) as wrapped:
+        wrapped.set_response_callback("GET", callback)
+        client = autobatch.wrap(wrapped)
+        async with batch() as scope:
+            assert await asyncio.gather(client.get("a"), client.exists("a")) == ["<1>", 1]
+        assert scope.stats.round_trips == 1
+        client.set_response_callback("EXISTS", callback)
+        assert await client.exists("a") == "<1>"
+        for each in (wrapped, client.eager):
+            assert (await each.get("a"), await each.exists("a")) == ("<1>", "<1>")
+        await client.aclose()
 
 
 @in_loop

@@ -646,6 +646,29 @@ async def test_asyncio(proxy, plain, on):
 
 
 @in_loop
+async def test_asyncio_response_callbacks_stay_the_clients(proxy, plain):
+    """One that is a coroutine function, too: inside a scope, outside, and when all is over."""
+    plain.set("a", "1")
+
+    async def callback(reply, **options):
+        return f"<{reply}>"
+
+    async with (
+        redis.asyncio.Redis(port=proxy.port, decode_responses=True) as before,
+        redis.asyncio.Redis(port=proxy.port, decode_responses=True) as after,
+    ):
+        before.set_response_callback("GET", callback)
+        with instrument():
+            after.set_response_callback("GET", callback)
+            for client in (before, after):
+                assert await client.get("a") == "<1>"
+                async with batch():
+                    assert await client.get("a") == "<1>"
+        for client in (before, after):
+            assert await client.get("a") == "<1>"
+
+
+@in_loop
 async def test_asyncio_closing_a_client_closes_what_tasks_share(proxy, plain, on):
     """Also outside the scope, and by `async with`."""
     before = connections(plain)
