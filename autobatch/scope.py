@@ -417,12 +417,24 @@ class StrayScope(OwnScope):
 
     def add(self, command: Entry) -> None:
         super().add(command)
+        if self._queue and self._wanted is None:  # nobody has seen to it in this tick
+            self.want(command)  # type: ignore[arg-type]  # transactions have a scope around them
+
+    def _depart(self) -> list[list[Batch]]:
+        waves = super()._depart()
+        # It lives as long as its loop, whose thread alone comes here. In this order: what comes
+        # between, as from a finalizer, may call something unusual.
+        self._usual = True
         if self._queue:
-            self.want(commands_of([command])[0])
+            self._usual = False
+        return waves
 
     @property
     def written_slots(self) -> set[int]:  # nothing is remembered
         return set()
+
+    def follow(self, promise: Promise) -> None:
+        pass  # connections run the callbacks of all that is called here
 
     def remember(self, failure: Failure) -> None:
         assert self.loop is not None
@@ -444,7 +456,7 @@ def dispatch_stray() -> None:
     loop = asyncio._get_running_loop()  # noqa: SLF001  # the one that never raises
     if loop is not None:
         stray = tick_of(loop).stray
-        if stray is not None:
+        if stray is not None and stray.busy:
             stray.dispatch()
 
 
