@@ -186,7 +186,7 @@ class Boundary:
 
     def _remember(self, entered: _Entered) -> Scope:
         self._entered.append(entered)
-        _passages.set((*(one for one in _passages.get() if not one.left), entered))
+        _passages.set((*[one for one in _passages.get() if not one.left], entered))
         return entered.scope
 
     def _recall(self) -> _Entered:
@@ -194,7 +194,7 @@ class Boundary:
         for entered in reversed(passages):
             if entered in self._entered:
                 self._entered.remove(entered)
-                _passages.set(tuple(other for other in passages if other is not entered))
+                _passages.set(tuple([other for other in passages if other is not entered]))
                 return entered
         if not self._entered:
             raise RuntimeError("this block was left, but never entered")
