@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -51,9 +52,9 @@ ORDER = [
     "streams",
     "funnel",
     "sync_funnel",
+    "async_funnel",
     "client",
     "cluster",
-    "async_funnel",
     "asyncio_cluster",
     "asyncio",
     "wire.valkey",
@@ -176,6 +177,19 @@ def modules_imported(tree):
 def test_each_module_has_its_place():
     """The order is complete, and names nothing that is not there."""
     assert sorted(ORDER) == sorted(MODULES)
+
+
+def test_the_map_in_the_readme_is_true():
+    """It names all that is there, in the order; a folder stands where its first module does."""
+    rows = (ROOT / "README.md").read_text().partition("## The map of the code")[2]
+    cells = re.findall(r"^\| (`.+?`) \|", rows, re.MULTILINE)
+    named = [name.removesuffix(".py") for cell in cells for name in re.findall("`(.+?)`", cell)]
+    first: dict[str, None] = {}
+    for module in ORDER:
+        folder, _, inside = module.partition(".")
+        first[f"{folder}/" if inside else module] = None
+    there = [name for name in first if name != "__main__" and f"{name}/" not in first]
+    assert [name for name in named if name != "pytest_autobatch"] == there
 
 
 @pytest.mark.parametrize("module", MODULES)
