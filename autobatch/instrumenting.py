@@ -305,24 +305,17 @@ async def _apart_in_loop(scope: Scope, call: Callable[[], Awaitable[Any]]) -> An
     return await call()
 
 
-def _taking_a_connection(original: Any, *_: Any, **__: Any) -> Any:
-    """Pipelines and the like: they flush first what waits, wherever they are used."""
+def _making(step_aside_with: Callable[[Any], Any]) -> Callable[..., Any]:
+    """What takes a connection, or makes what does: it flushes first what waits."""
 
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = original(self, *args, **kwargs)
-        return aside(made) if _is_client(self) else made
+    def replace(original: Any, *_: Any, **__: Any) -> Any:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            made = original(self, *args, **kwargs)
+            return step_aside_with(made) if _is_client(self) else made
 
-    return method
+        return method
 
-
-def _module(original: Any, *_: Any, **__: Any) -> Any:
-    """The namespaces of modules: they make pipelines."""
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = original(self, *args, **kwargs)
-        return aside_module(made) if _is_client(self) else made
-
-    return method
+    return replace
 
 
 def _register_script(original: Any, *_: Any, **__: Any) -> Any:
@@ -378,8 +371,8 @@ _METHODS: dict[str, Callable[..., Any]] = {
         ],
         _in_scopes,
     ),
-    **dict.fromkeys(["monitor", "pipeline", "pubsub"], _taking_a_connection),
-    **dict.fromkeys(["ft", "json", "ts"], _module),
+    **dict.fromkeys(["monitor", "pipeline", "pubsub"], _making(aside)),
+    **dict.fromkeys(["ft", "json", "ts"], _making(aside_module)),
     "aclose": _aclose,
     "close": _close,
     "register_script": _register_script,

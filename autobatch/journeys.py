@@ -276,12 +276,7 @@ class Journeys(Scope):
 
     def _hand_over_and_wait(self, batch: Batch) -> asyncio.Future[None]:
         arrival = asyncio.get_running_loop().create_future()
-
-        def landed() -> None:
-            if not arrival.done():
-                arrival.set_result(None)
-
-        self._hand_over(batch, landed)
+        self._hand_over(batch, functools.partial(wake, arrival))
         return arrival
 
     def _set_out(self, commands: Sequence[Command] = ()) -> int:
