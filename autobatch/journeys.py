@@ -197,7 +197,9 @@ class Journeys(Scope):
             commands = [c for batch in itertools.chain(*waves) for c in batch.commands()]
             departure = self._set_out(commands)
             landed = functools.partial(self._landed, departure)
-            self._journey = asyncio.create_task(self._travel(waves, gates, landed))
+            journey = self._travel(waves, gates, landed)
+            journey.send(None)  # or to cancel a task that has not begun would be its end
+            self._journey = asyncio.create_task(journey)
 
     def _overtakes(self, batches: list[Batch]) -> bool:
         """Return whether a batch goes to a server where another client's may be on its way."""
@@ -214,37 +216,38 @@ class Journeys(Scope):
         gates: list[asyncio.Future[None]],
         landed: Callable[[], None],
     ) -> None:
-        left = list(waves)
+        # Whoever cancels every task there is, as asyncio.run() does at its end, cancels this one,
+        # too. The rest leaves all the same, and in order as long as there are answers.
+        patience: float | None = None
+        carried: list[asyncio.Future[Any]] = []
         try:
-            if gates:
-                await asyncio.wait(gates)
-            while left:
-                await self._carry(left.pop(0))
-        except asyncio.CancelledError:
-            # By somebody who cancels every task there is. The rest leaves all the same.
-            for wave in left:
-                self._carry_on(wave)
-            raise
+            try:
+                await asyncio.sleep(0)  # up to here it has come before it is a task
+            except asyncio.CancelledError:
+                patience = _PATIENCE
+            patience = await _outlast(gates, patience)
+            for wave in waves:
+                arrivals = self._carry(wave)
+                carried += arrivals
+                patience = await _outlast(arrivals, patience)
         finally:
             if self._journey is asyncio.current_task():
                 self._journey = None
             landed()
+        for one in carried:
+            if one.done():
+                one.result()
 
-    async def _carry(self, wave: list[Batch]) -> None:
+    def _carry(self, wave: list[Batch]) -> list[asyncio.Future[Any]]:
+        """Let a wave leave; return what is done when it has landed."""
         synchronous = [batch for batch in wave if not batch.wire.asynchronous]
         arrivals = [self._hand_over_and_wait(b) for b in wave if b.wire.asynchronous]
         if synchronous:
-            await in_thread(functools.partial(self._exchange_in_turn, synchronous))
+            exchange = functools.partial(self._exchange_in_turn, synchronous)
+            arrivals.append(in_thread(exchange))
         else:
             self.stats.round_trips += 1
-        await asyncio.gather(*arrivals)
-
-    def _carry_on(self, wave: list[Batch]) -> None:
-        """Do the same without waiting for it."""
-        synchronous = [batch for batch in wave if not self._hand_over(batch)]
-        if synchronous:
-            loop = asyncio.get_running_loop()
-            loop.run_in_executor(None, self._exchange_in_turn, synchronous)
+        return arrivals
 
     def _exchange_in_turn(self, batches: list[Batch]) -> None:
         with self._flushing:
@@ -257,10 +260,8 @@ class Journeys(Scope):
         if self._abandoned is not None:
             log_unseen(self.unseen(), self._abandoned)
 
-    def _hand_over(self, batch: Batch, landed: Callable[[], None] | None = None) -> bool:
-        """Hand an asyncio client's batch over to its connection; say no to any other."""
-        if not batch.wire.asynchronous:
-            return False
+    def _hand_over(self, batch: Batch, landed: Callable[[], None] | None = None) -> None:
+        """Hand an asyncio client's batch over to its connection."""
         batch.handed_over = True
         if self._orders_wires and batch.wire is not self._last_wire:
             self._last_wire = self._newest[batch.wire.server] = batch.wire
@@ -272,7 +273,6 @@ class Journeys(Scope):
         else:
             batch.drop(NoLoop("an asyncio client's command needs a running event loop"))
             arrived()
-        return True
 
     def _hand_over_and_wait(self, batch: Batch) -> asyncio.Future[None]:
         arrival = asyncio.get_running_loop().create_future()
@@ -334,10 +334,30 @@ class Journeys(Scope):
         return arrival
 
 
-async def in_thread(function: Callable[[], T]) -> T:
-    """Run `function` in a thread, in this context, and return its result."""
+def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run `function` in a thread, in this context; return the Future of its result."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, contextvars.copy_context().run, function)
+    return loop.run_in_executor(None, contextvars.copy_context().run, function)
+
+
+async def _outlast(awaited: Sequence[asyncio.Future[Any]], patience: float | None) -> float | None:
+    """Wait until all is done, also if this task is cancelled meanwhile.
+
+    Args:
+        awaited: for what.
+        patience: how many seconds it may take; None while nobody has cancelled this task.
+
+    Returns:
+        The patience for what comes next.
+    """
+    while awaited:
+        try:
+            _, late = await asyncio.wait(awaited, timeout=patience)
+        except asyncio.CancelledError:
+            patience = _PATIENCE if patience is None else 0.0
+        else:
+            return 0.0 if late else patience
+    return patience
 
 
 def all_synchronous(waves: list[list[Batch]]) -> bool:
@@ -366,3 +386,5 @@ def give_up(waves: list[list[Batch]], error: BaseException) -> None:
 
 
 _departures = itertools.count()
+# What is cancelled and cancelled again waits no more for an order to be kept.
+_PATIENCE = 5.0  # seconds

@@ -292,10 +292,11 @@ class Recorded(OwnScope):
             for number, departure in enumerate(departures):
                 self._land(departure, 0 if number else again, 0 if number else exchanges)
 
-    def _hand_over(self, batch: Batch, landed: Callable[[], None] | None = None) -> bool:
-        departure = self._departures.pop(batch, None) if batch.wire.asynchronous else None
+    def _hand_over(self, batch: Batch, landed: Callable[[], None] | None = None) -> None:
+        departure = self._departures.pop(batch, None)
         if departure is None:
-            return super()._hand_over(batch, landed)
+            super()._hand_over(batch, landed)
+            return
         exchanges = self.stats.exchanges
 
         def arrived() -> None:
@@ -303,9 +304,8 @@ class Recorded(OwnScope):
             if landed is not None:
                 landed()
 
-        handed_over = super()._hand_over(batch, arrived)
+        super()._hand_over(batch, arrived)
         departure.record.exchanges += self.stats.exchanges - exchanges
-        return handed_over
 
     def _send(self) -> bool:
         try:

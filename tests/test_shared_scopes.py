@@ -18,6 +18,7 @@ import autobatch.asyncio
 from autobatch.errors import OutcomeUnknown
 from autobatch.testing import Hold
 from common import PATIENCE, eventually
+from looping import eventually as wait_until
 from looping import in_loop
 
 
@@ -285,3 +286,69 @@ def test_a_loop_that_is_closed_with_commands_on_their_way(untidy, server, plain)
         loop.close()
         asyncio.run(second(scope))
     eventually(lambda: plain.exists("b"))
+
+
+# ---- who cancels every task there is ---------------------------------------------------------
+
+
+def cancel_all_others():
+    """As asyncio.run() does at its end."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["on its way", "not begun"])
+@pytest.mark.parametrize("both_kinds", [True, False], ids=["of both kinds", "of asyncio"])
+def test_what_waits_for_its_turn_leaves_in_order(proxy, plain, both_kinds, begun):
+    """Cancelling ends the wait, not the work: each client waits for the replies of the other."""
+    futures = []
+
+    async def calls():
+        async with autobatch.batch():
+            futures.extend([clients[n % 2].rpush("a", n) for n in range(8)])
+            await autobatch.asyncio.flush()
+
+    async def main():
+        working = asyncio.create_task(calls())
+        await asyncio.sleep(0)
+        if begun:
+            await wait_until(lambda: plain.exists("a"))
+        cancel_all_others()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    other = autobatch.Redis if both_kinds else autobatch.asyncio.Redis
+    clients = [autobatch.asyncio.Redis(port=proxy.port), other(port=proxy.port)]
+    asyncio.run(main())
+    assert plain.lrange("a", 0, -1) == [str(n) for n in range(8)]
+    assert [future.value for future in futures] == list(range(1, 9))
+    if both_kinds:
+        clients[1].close()
+
+
+@in_loop
+async def test_cancelled_again_nothing_waits_for_its_turn(proxy, plain):
+    """Who means it does not have to wait for a server that is silent."""
+
+    async def calls():
+        async with autobatch.batch():
+            tasks.rpush("a", 1)
+            sync.rpush("b", 2)
+            await autobatch.asyncio.flush()
+
+    sync = autobatch.Redis(port=proxy.port)
+    async with autobatch.asyncio.Redis(port=proxy.port) as tasks:
+        await tasks.ping()
+        hold = Hold()
+        proxy.arm(hold)
+        working = asyncio.create_task(calls())
+        await asyncio.to_thread(hold.requested.wait, PATIENCE)
+        for _ in range(2):
+            assert not plain.exists("b")
+            cancel_all_others()
+            await asyncio.sleep(0)
+        await asyncio.to_thread(eventually, lambda: plain.exists("b"))
+        hold.released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+    sync.close()
