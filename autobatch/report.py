@@ -129,7 +129,10 @@ def _place_of(code: CodeType, instruction: int) -> Place:
 
 def shortened(file: str) -> str:
     """Return a path from the working directory on, if it is in there."""
-    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118  # of strings, and often
+    try:
+        here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118  # of strings, and often
+    except OSError:  # it is gone, or may not be looked at
+        return file
     return file.removeprefix(here)
 
 

@@ -45,7 +45,7 @@ forced them, and what could have travelled together. <a href="">Look again</a></
 {_HEAD if scopes else ""}{body}
 <footer>Names and keys are shown, values are never recorded.</footer>
 </html>
-""".encode()
+""".encode(errors="replace")  # a path may be no text
 
 
 _EMPTY = '<p class="empty">No scope has ended since the application started.</p>'

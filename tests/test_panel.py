@@ -215,6 +215,14 @@ def test_what_it_shows_is_escaped(panel, client):
     assert b"<script" not in body
 
 
+def test_a_path_that_is_no_text_is_shown_all_the_same(panel, client):
+    names = {}
+    exec(compile("def call(client):\n    client.get('a')", "/caf\udce9.py", "exec"), names)
+    with autobatch.batch():
+        names["call"](client)
+    assert "/caf?.py:2" in shown(panel)
+
+
 # ---- in the middlewares ------------------------------------------------------------------
 
 

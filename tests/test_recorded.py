@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -151,6 +152,53 @@ def test_memory_is_not_kept_by_scopes_that_have_ended(client, path):
 def test_only_its_owner_can_read_it(client, path):
     record(client, path, "values")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_only_its_owner_can_read_what_is_in_place_of_another_file(client, path):
+    path.write_text("")
+    path.chmod(0o644)
+    record(client, path, "values")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_no_file_stays_as_it_is(client):
+    before = stat.S_IMODE(Path(os.devnull).stat().st_mode)
+    record(client, os.devnull, "values")
+    assert stat.S_IMODE(Path(os.devnull).stat().st_mode) == before
+
+
+FULL = """
+import resource
+import sys
+import autobatch
+from autobatch.recorded import Recorder
+
+with autobatch.Redis(port=int(sys.argv[1])) as client, Recorder(sys.argv[2]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+    for number in range(100):
+        if number == 80:  # there is room again
+            resource.setrlimit(resource.RLIMIT_FSIZE, (-1, resource.RLIM_INFINITY))
+        with autobatch.batch():
+            client.incr("visits")
+"""
+
+
+def test_a_full_disk_ends_the_recording_alone(client, server, path):
+    """It is told of once, the program goes on, and what was written can be read."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(server), path], check=True, capture_output=True, text=True
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert "OSError" in done.stderr
+    assert client.get("visits") == "100"
+    assert 0 < len(load(path).flushes) < 20
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_file_that_cannot_be_begun_is_closed():
+    with pytest.raises(OSError, match="No space left"):
+        Recorder("/dev/full")
+    assert not report.listening
 
 
 def test_what_was_done_is_written_at_once(client, path):

@@ -1120,6 +1120,17 @@ def test_the_names_of_scopes(client, records):
     assert lined.name.endswith(f"test_report.py:{marked('names itself')}")
 
 
+def test_a_working_directory_that_is_gone(client, records, monkeypatch, tmp_path):
+    """As of a worker whose release was removed: lines have their whole paths, and all works."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with autobatch.batch():
+        assert client.incr("a") == 1
+    (scope,) = records.scopes
+    assert scope.name.startswith(f"{__file__}:")
+    assert __file__ in str(scope.flushes[0])
+
+
 def test_places_without_columns():
     """Where Python has none (`-X no_debug_ranges`), the line alone is told."""
     code = compile("f()\n", "x.py", "exec")

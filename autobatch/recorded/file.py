@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import enum
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +49,8 @@ class Recorder:
 
     Scopes that are open when it is made are not recorded, nor are processes that are forked: each
     makes a recorder of its own, with a file of its own. Each line is written at once, so what a
-    process did until it was killed is in the file, which only its owner can read.
+    process did until it was killed is in the file, which only its owner can read. When it cannot
+    be written any more, that is logged, by the logger `autobatch.report`, and recording ends.
     """
 
     def __init__(self, path: str | Path, *, arguments: Arguments | str = Arguments.NONE) -> None:
@@ -69,10 +72,11 @@ class Recorder:
         self._file: IO[str] = open(  # noqa: SIM115  # until close()
             path, "w", buffering=1, encoding="utf-8", opener=_private
         )
-        self._write({"autobatch": _FORMAT, "arguments": self._arguments})
-        self._subscription = report.subscribe(
-            self._flushed, on_scope=self._ended, arguments=self._arguments is not Arguments.NONE
-        )
+        with self._lock:  # this line comes first
+            self._subscription = report.subscribe(
+                self._flushed, on_scope=self._ended, arguments=self._arguments is not Arguments.NONE
+            )
+            self._write({"autobatch": _FORMAT, "arguments": self._arguments})
 
     def _flushed(self, flush: FlushRecord) -> None:
         if os.getpid() != self._process:
@@ -120,8 +124,15 @@ class Recorder:
         return fields
 
     def _write(self, fields: dict[str, Any]) -> None:
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        try:
             self._file.write(json.dumps(fields, separators=(",", ":")) + "\n")
+        except OSError:  # what came behind half a line could not be read
+            self._subscription.cancel()
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise
 
     def close(self) -> None:
         """Write what is not written yet, and hear of nothing any more."""
@@ -224,7 +235,14 @@ def _command_of(fields: dict[str, Any]) -> CommandRecord:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    file = os.open(path, flags, 0o600)
+    try:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            os.fchmod(file, 0o600)  # it may have been there before
+    except OSError:
+        os.close(file)
+        raise
+    return file
 
 
 def _scope_fields(scope: ScopeRecord) -> dict[str, Any]:
