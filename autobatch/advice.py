@@ -16,6 +16,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import re
 from typing import NamedTuple, TypeAlias
 
 from autobatch import dataflow
@@ -165,6 +166,7 @@ class _Adviser:
 
     def __init__(self, scope: ScopeRecord) -> None:
         dataflow.refresh()
+        self._name = scope.name
         self._flushes = list(scope.flushes)
         self._stacks: list[Stack] = []
         self._steps = self._numbered()
@@ -262,18 +264,19 @@ class _Adviser:
             last = self._last_to_join(group, place, followed)
             return Kind.EARLY, words.early.format(last)
         turns = "" if loop is None else f" (the loop of {_near(loop, place)})"
-        target = self._needed_by(group)
-        if target is not None and target[1] is Reach.ARGUMENT:
+        needed = self._needed_by(group)
+        if len(needed) >= _FEW and needed[0][1] is Reach.ARGUMENT:
+            target = needed[0]
             goes = _near(target[0].stack[0], place) if target[0].stack else "the next command"
             return Kind.CHAIN, turns + words.chain.format(goes)
         called = self._steps[group.flushes[0]][-1].stack
         return Kind.LOOP, turns + words.loop.format(_near(called[0], place) if called else "it")
 
     def _dependency(self, group: _Group, now: int) -> list[Advice]:
-        target = self._needed_by(group)
-        if target is None:
+        needed = self._needed_by(group)
+        if not needed:
             return []
-        step, how = target
+        step, how = needed[0]
         place = self._forced[group.flushes[0]][0].place
         what = _near(step.stack[0], place) if step.stack else str(step.record)
         why = (
@@ -285,29 +288,47 @@ class _Adviser:
         certain = not self._unseen
         return [Advice(Kind.DEPENDENCY, place, text, now, now, len(group.flushes), certain)]
 
-    def _needed_by(self, group: _Group) -> tuple[_Step, Reach] | None:
-        """Return the first command that needs what the lines of a group forced, and how."""
+    def _needed_by(self, group: _Group) -> list[tuple[_Step, Reach]]:
+        """Return the first commands that need what a group forced, and how: two of them suffice."""
+        found: list[tuple[_Step, Reach]] = []
         for number in group.flushes:
             for step in self._steps[number + 1] if number + 1 < len(self._steps) else []:
                 how = self._how_needed(number, step)
                 if how is not None:
-                    return step, how
-        return None
+                    found.append((step, how))
+                    break
+            if len(found) == _FEW:
+                break
+        return found
 
     def _loop_around(self, group: _Group) -> Place | None:
         """Return the loop that a group's commands are called in, if they are called in one."""
         if len(group.flushes) < _FEW:
             return None
         stacks = [self._steps[number][-1].stack for number in group.flushes]
+        in_program = False
         for place in stacks[0]:
+            installed = _INSTALLED.search(place.file) is not None
+            if in_program and installed:
+                break  # what has called the program has loops of its own
+            in_program = not installed
             if all(place in stack for stack in stacks):
                 try:
                     line = dataflow.loop_of(place)
                 except Unseen:
-                    return None
+                    break
                 if line is not None:
-                    return dataclasses.replace(place, line=line)
+                    return (
+                        None
+                        if self._opened_in(place, line)
+                        else dataclasses.replace(place, line=line)
+                    )
         return None
+
+    def _opened_in(self, place: Place, loop: int) -> bool:
+        """Return whether the scope is a `with` block inside a loop around a place."""
+        file, _, line = self._name.rpartition(":")
+        return place.file.endswith(file) and line.isdigit() and loop < int(line) <= place.line
 
     def _last_to_join(self, group: _Group, place: Place, followed: Places) -> str:
         """Return the line after which a value can be forced: of what travels with it then."""
@@ -322,10 +343,14 @@ class _Adviser:
         ]
         if not later:
             return "what is called next"
-        # In the terms of the function that forces, if it has called that.
+        # In the terms of the function that forces, if it goes on to call that; in those of its
+        # caller, if that calls it again.
         function = _function_of(place)
-        seen_there = [one for one in later[-1] if _function_of(one) == function]
-        return _near(seen_there[0] if seen_there else later[-1][0], place)
+        for at, one in enumerate(later[-1]):
+            if _function_of(one) == function:
+                again = one.line <= place.line and at + 1 < len(later[-1])
+                return _near(later[-1][at + 1] if again else one, place)
+        return _near(later[-1][0], place)
 
     # ---- laying out anew
 
@@ -420,7 +445,7 @@ class _Adviser:
         found: set[Reach | None] = set()
         for start in source:
             for end in target:
-                if _function_of(start) == _function_of(end):
+                if _function_of(start) == _function_of(end) and not _encloses(end, start):
                     try:
                         if dataflow.follows(start, end):
                             found.add(dataflow.reach(start, end))
@@ -531,11 +556,25 @@ def _function_of(place: Place) -> tuple[str, str]:
     return place.file, name
 
 
+def _encloses(outer: Place, inner: Place) -> bool:
+    """Return whether a comprehension is called at a place, and another place is in it.
+
+    Of what such an element is the value, the whole says nothing that the element does not.
+    """
+    if outer.function == inner.function or outer.span is None or inner.span is None:
+        return False
+    column, *end = outer.span
+    inner_column, *inner_end = inner.span
+    return (outer.line, column) <= (inner.line, inner_column) and inner_end <= end
+
+
 def _near(place: Place, other: Place) -> str:
     """Return a place in short, beside one that was told already."""
     return f"line {place.line}" if place.file == other.file else str(place)
 
 
 _FEW = 2
+# What is not the program's own, as far as a path tells.
+_INSTALLED = re.compile(r"/lib(64)?/python3(\.\d+)?/")
 # Where the source is not there: uses that a program mostly decides by.
 _DECIDING = {"bool", "contains", "eq", "ge", "gt", "le", "len", "lt", "ne"}

@@ -98,6 +98,13 @@ def _caught_in(node: ast.AST) -> list[ast.stmt]:
     return [] if stops else node.body
 
 
+def _only_raises(node: ast.Try | ast.TryStar) -> bool:
+    """Return whether all that the handlers of a `try` do with an error is to raise."""
+    parts = [part for handler in node.handlers for part in ast.walk(handler)]
+    ends = any(isinstance(part, (ast.Return, ast.Break, ast.Continue)) for part in parts)
+    return not ends and any(isinstance(part, ast.Raise) for part in parts)
+
+
 def follows(first: Place, second: Place) -> bool:
     """Return whether, in one call of their function, the second place can come after the first.
 
@@ -250,11 +257,14 @@ class _Flow:
         self.reached: dict[Span, Reach] = {}
         self.raises = False  # the value decides whether the function raises
         self._handled = 0  # by how many `try` what is raised here would be
+        self._used = False  # where it may be refused: in this `try`, so its handlers depend on it
         self._source = source
         self._held: set[str] = set()
+        self._perhaps: set[str] = set()  # set in what may have been left out
         self._conditions = 0  # that the value decides, around where we are
-        # It has decided that the rest was left out: of the function, of a loop, of a turn of it.
-        self._returned = self._broken = self._continued = False
+        # It has decided that the rest was left out: of the function, of a `try` that handles what
+        # was raised, of a loop, of a turn of that.
+        self._returned = self._raised = self._broken = self._continued = False
 
     def run(self, body: list[ast.stmt]) -> None:
         for statement in body:
@@ -314,10 +324,20 @@ class _Flow:
     @_run.register(ast.Try)
     @_run.register(ast.TryStar)
     def _(self, node: ast.Try | ast.TryStar) -> None:
-        self._handled += bool(node.handlers)
-        self.run(node.body)
-        self._handled -= bool(node.handlers)
-        self._branch(node.orelse, *[handler.body for handler in node.handlers], held=False)
+        if node.handlers:
+            raised, used = self._raised, self._used
+            self._raised = self._used = False
+            self._handled += 1
+            self.run(node.body)
+            self._handled -= 1
+            # To raise something else is no more of a decision than to let it through.
+            decided = self._raised or (self._used and not _only_raises(node))
+            self._raised, self._used = raised, used
+            self._held |= self._perhaps
+            handlers = [handler.body for handler in node.handlers]
+            self._branch(node.orelse, *handlers, held=decided)
+        else:
+            self.run(node.body)
         self.run(node.finalbody)
 
     @_run.register
@@ -334,17 +354,22 @@ class _Flow:
     @_run.register(ast.AsyncFunctionDef)
     @_run.register(ast.ClassDef)
     def _(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
-        state = set(self._held), self._returned, self._broken, self._continued, self.raises
+        left_out = self._returned, self._raised, self._broken, self._continued
+        state = set(self._held), self._used, self.raises
         self.run(node.body)  # what it sees of the value
-        self._held, self._returned, self._broken, self._continued, self.raises = state
+        self._returned, self._raised, self._broken, self._continued = left_out
+        self._held, self._used, self.raises = state
 
     @_run.register(ast.Return)
     @_run.register(ast.Raise)
     def _(self, node: ast.Return | ast.Raise) -> None:
         self._look_inside(node)
-        self._returned = self._returned or self._conditions > 0
-        if isinstance(node, ast.Raise) and self._returned and not self._handled:
-            self.raises = True
+        decided = self._conditions > 0 or self._returned
+        if isinstance(node, ast.Raise) and self._handled:
+            self._raised = self._raised or decided
+        else:
+            self._returned = decided
+            self.raises = self.raises or (decided and isinstance(node, ast.Raise))
 
     @_run.register
     def _(self, _: ast.Break) -> None:
@@ -375,6 +400,9 @@ class _Flow:
             with self._deciding(begin_turn()):
                 self.run(node.body)
             self._held |= before
+        if self._broken:  # in which turn it ended
+            self._perhaps |= _assigned_in(node)
+        self._held |= self._perhaps
         self._broken, self._continued = outer
         self.run(node.orelse)
 
@@ -416,6 +444,8 @@ class _Flow:
             self._hold(target)
         else:
             self._held.discard(_name(target))
+            if self._raised or self._continued:
+                self._perhaps.add(_name(target))
 
     def _hold(self, target: ast.expr) -> None:
         while isinstance(target, ast.Subscript):
@@ -438,7 +468,8 @@ class _Flow:
 
     def _look(self, node: ast.expr) -> bool:
         held = self._holds(node)
-        decided = self._conditions > 0 or self._returned or self._broken or self._continued
+        left_out = self._returned or self._raised or self._broken or self._continued
+        decided = self._conditions > 0 or left_out
         if held or decided:
             how = Reach.ARGUMENT if held else Reach.CONDITION
             if self.reached.get(_span(node)) is not Reach.ARGUMENT:
@@ -517,13 +548,45 @@ class _Flow:
                 if isinstance(one, ast.Lambda):
                     self._held |= {argument.arg for argument in one.args.args}
         held = self._look_at(given)
-        if held and isinstance(node.func, ast.Attribute) and node.func.attr in _MUTATORS:
-            self._hold(node.func.value)
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if held and receiver is not None and method in _MUTATORS:
+            self._hold(receiver)
+        if held and _name(node.func) in _STOPPING:
+            self._stop(given)
+        if (held or of_value) and (method or _name(node.func)) not in _TAKING:
+            self._used = True
         return held or of_value
+
+    def _stop(self, given: list[ast.expr]) -> None:
+        """Note that the turns of a generator are decided by the value of those before."""
+        turns = [
+            part for one in given if isinstance(one, ast.GeneratorExp) for part in ast.walk(one)
+        ]
+        for part in turns:
+            if isinstance(part, ast.expr):
+                self.reached.setdefault(_span(part), Reach.CONDITION)
+
+    @_holds.register
+    def _(self, node: ast.Subscript) -> bool:
+        held = self._look_inside(node)
+        self._used = self._used or held
+        return held
 
 
 # What puts its arguments into its object.
 _MUTATORS = {"add", "append", "appendleft", "extend", "insert", "put", "setdefault", "update"}
+# What takes any value, and refuses none.
+_TAKING = _MUTATORS | {"gather", "shield", "wait_for"}
+# What goes on with the next turn of a generator only if the value of this one will not do.
+_STOPPING = {"all", "any", "next"}
+
+
+def _assigned_in(node: ast.AST) -> set[str]:
+    return {
+        part.id
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    }
 
 
 def _expressions_in(node: ast.AST) -> Iterator[ast.expr]:

@@ -229,6 +229,112 @@ def test_a_branch_of_all_turns(client, proxy, plain):
     assert recorded(after, proxy)[2] == 2
 
 
+def test_what_a_turn_collects(client, proxy):
+    """A comprehension in a loop is no dependency of its next turn."""
+
+    def work():
+        for number in range(3):
+            both = [client.get(f"{key}:{number}") for key in "ab"]
+            assert not both[0]
+
+    def after():
+        turns = [[client.get(f"{key}:{number}") for key in "ab"] for number in range(3)]
+        assert not any(both[0] for both in turns)
+
+    assert advised(work, proxy) == ([(Kind.LOOP, 2)], 1)
+    assert recorded(after, proxy)[2] == 1
+
+
+def test_the_first_that_will_do(client, proxy, plain):
+    """Nobody may claim a second place before it is known that the first one is taken."""
+    plain.mset({"place:0": 1, "place:1": 1})
+
+    def work():
+        return next(number for number in range(9) if client.setnx(f"place:{number}", 1))
+
+    assert advised(work, proxy) == ([(Kind.DEPENDENCY, 0)], 3)
+    assert not plain.exists("place:3")
+
+
+def test_a_value_that_may_be_of_no_use(client, proxy, plain):
+    """What comes after a `try` that ends the function otherwise depends on the value."""
+    plain.set("page", "1")
+
+    def work():
+        try:
+            page = int(client.get("page"))
+        except ValueError:
+            return None
+        client.incr("hits")
+        return page
+
+    assert advised(work, proxy) == ([(Kind.DEPENDENCY, 0)], 2)
+
+
+def test_a_loop_that_fills_what_the_next_one_takes(client, proxy, plain):
+    """Only the last turn's value goes on at once: it is no chain."""
+
+    def work():
+        missing = [key for key in "abcd" if not client.exists(key)]
+        return [int(client.incr(key)) for key in missing]
+
+    def after():
+        exist = [(key, client.exists(key)) for key in "abcd"]
+        return [int(one) for one in [client.incr(key) for key, there in exist if not there]]
+
+    assert advised(work, proxy) == ([(Kind.LOOP, 3), (Kind.LOOP, 3)], 2)
+    plain.delete(*"abcd")
+    assert recorded(after, proxy)[2] == 2
+
+
+def test_a_loop_around_the_scope_is_none_of_its_loops(client, proxy):
+    for _ in range(2):
+        with recording() as records, autobatch.batch():
+            sorted("abc", key=lambda key: client.get(key) or "")
+        (advice,) = advise(records.scopes[0])
+        assert (advice.kind, advice.round_trips, advice.possible) == (Kind.LOOP, 3, 1)
+        assert "the loop of" not in advice.text
+    with recording() as records, autobatch.batch():
+        for key in "abc":
+            bool(client.get(key))
+    (advice,) = advise(records.scopes[0])
+    assert "the loop of" in advice.text
+
+
+def test_a_loop_of_what_calls_the_program_is_none_of_its_loops(client, proxy, tmp_path):
+    """Such as the loop of a worker that takes one job after the other."""
+    path = tmp_path / "lib" / "python3.11" / "threads.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("def serve(jobs):\n    for job in jobs:\n        job()\n")
+    names = {}
+    exec(compile(path.read_text(), str(path), "exec"), names)
+
+    def work():
+        sorted("abc", key=lambda key: client.get(key) or "")
+
+    _, scope, _ = recorded(lambda: names["serve"]([work]), proxy)
+    (advice,) = advise(scope)
+    assert (advice.kind, advice.round_trips, advice.possible) == (Kind.LOOP, 3, 1)
+    assert "the loop of" not in advice.text
+
+
+def test_a_helper_that_is_called_again(client, proxy):
+    """What can wait for the second call is named by that."""
+
+    def known(key):
+        return bool(client.get(key))
+
+    def work():
+        known("a")
+        known("b")  # the second call
+
+    _, scope, _ = recorded(work, proxy)
+    (advice,) = advise(scope)
+    assert advice.kind is Kind.EARLY
+    line = inspect.getsourcelines(work)[1] + 2
+    assert f"forced after line {line} it would" in advice.text
+
+
 def test_pages_of_a_scan(client, proxy, plain):
     """Each needs the cursor of the one before it: nothing is to be gained."""
     plain.sadd("set", *range(1000))

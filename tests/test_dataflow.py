@@ -70,6 +70,9 @@ ARGUMENTS = [
     "for y in z:\n    if y:\n        target(x)\n    x = source()",
     # Which key it is was decided by the value.
     "if source():\n    key = 'a'\nelse:\n    key = 'b'\ntarget(key)",
+    "for x in y:\n    if source():\n        break\ntarget(x)",
+    "for x in y:\n    if source():\n        continue\n    z = x\ntarget(z)",
+    "try:\n    if source():\n        raise Error\n    x = 1\nexcept Error:\n    pass\ntarget(x)",
 ]
 CONDITIONS = [
     "if source():\n    target()",
@@ -87,6 +90,14 @@ CONDITIONS = [
     "[target() for x in y if source()]",
     "[target() for x in source()]",
     "x = source()\nmatch x:\n    case 1:\n        target()",
+    "try:\n    if source():\n        raise Error\n    target()\nexcept Error:\n    pass",
+    "try:\n    if source():\n        raise Error\nexcept Error:\n    target()",
+    "try:\n    if source():\n        raise Error\nexcept Error:\n    return\ntarget()",
+    # Whether it can be made use of is a decision if the program goes another way where it cannot.
+    "try:\n    x = int(source())\nexcept ValueError:\n    return\ntarget()",
+    "try:\n    x = source()['name']\nexcept KeyError:\n    return\ntarget()",
+    "for x in y:\n    try:\n        int(source())\n    except Error:\n        break\n    target()",
+    "try:\n    x = int(source())\nexcept ValueError:\n    x = 0\nelse:\n    target()",
 ]
 NEITHER = [
     "source()\ntarget()",
@@ -103,6 +114,12 @@ NEITHER = [
     "target()\nx = source()",
     "try:\n    x = source()\nexcept KeyError:\n    pass\ntarget()",
     "redis.set('a', source())\nredis.target()",
+    "for x in y:\n    if source():\n        continue\n    z = x\ntarget(x)",
+    "try:\n    if source():\n        raise Error\nexcept Error:\n    pass\ntarget()",
+    "try:\n    if a:\n        raise Error\n    source()\nexcept Error:\n    return\ntarget()",
+    "try:\n    x = int(source())\nexcept ValueError:\n    x = 0\ntarget()",
+    "try:\n    x = int(source())\nexcept ValueError as error:\n    raise Bad from error\ntarget()",
+    "try:\n    found.append(source())\nexcept Error:\n    return\ntarget()",
 ]
 
 
@@ -151,6 +168,14 @@ LOOPS = [
     ("for x in y:\n    if source(x):\n        return", Reach.CONDITION),
     ("total = 0\nfor x in y:\n    total += source(x)", None),
     ("[source(x) for x in y]", None),
+    ("sum(source(x) for x in y)", None),
+    ("any([source(x) for x in y])", None),
+    ("any(source(x) for x in y)", Reach.CONDITION),
+    ("next((x for x in y if source(x)), None)", Reach.CONDITION),
+    (
+        "for x in y:\n    try:\n        int(source(x))\n    except Bad:\n        return",
+        Reach.CONDITION,
+    ),
 ]
 
 
