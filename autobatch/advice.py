@@ -170,6 +170,7 @@ class _Adviser:
         self._flushes = list(scope.flushes)
         self._stacks: list[Stack] = []
         self._steps = self._numbered()
+        self._called_in = [{step.number for step in steps} for steps in self._steps]
         every = [step for steps in self._steps for step in steps]
         self._writing = {step.number for step in every if not step.record.read_only}
         self._forced = [_forced_in(flush) for flush in self._flushes]
@@ -415,7 +416,7 @@ class _Adviser:
             needed is other.record for needed in step.record.needs for other in self._steps[number]
         ):
             return Reach.ARGUMENT
-        found = {self._flow(other.number, step.number) for other in self._steps[number]}
+        found = {self._flow(other, step.number) for other in self._called_in[number]}
         return next((how for how in Reach if how in found), None)
 
     def _was_passed(self, number: int, step: _Step) -> bool:

@@ -14,6 +14,7 @@ from autobatch.waterfall import page
 # A request that a proxy sends on comes from elsewhere, however near the proxy is. A proxy that
 # tells of nothing, and asks for "localhost", cannot be seen.
 _FORWARDED = frozenset({"cf-connecting-ip", "forwarded", "true-client-ip", "via", "x-real-ip"})
+_COMMANDS = 100_000  # of all scopes that it shows
 _REFUSED = b"""This panel is for development: it answers clients on this machine only, asked for by
 the machine's own name (localhost), and not through a proxy. To open it to others, make it with
 Panel(allow=...).
@@ -78,7 +79,7 @@ class Panel:
 
         Args:
             path: where it is served, from "/" on.
-            limit: how many scopes it shows.
+            limit: how many scopes it shows; fewer if these have very many commands.
             allow: called with the address of a client, or None, and the headers of its request
                 by lower-case name; returns whether it may see the panel. By default clients on
                 this machine may.
@@ -93,7 +94,13 @@ class Panel:
         self.path = path
         self._allow = allow
         self._scopes: collections.deque[ScopeRecord] = collections.deque(maxlen=limit)
-        self._subscription = report.subscribe(on_scope=self._scopes.appendleft)
+        self._subscription = report.subscribe(on_scope=self._keep)
+
+    def _keep(self, scope: ScopeRecord) -> None:
+        self._scopes.appendleft(scope)
+        # For the sake of memory, and of the time that the page takes.
+        while sum(one.commands for one in list(self._scopes)) > _COMMANDS and len(self._scopes) > 1:
+            self._scopes.pop()
 
     def serves(self, path: str) -> bool:
         """Return whether a path, inside the application, is the panel's; a "/" may follow it."""

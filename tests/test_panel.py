@@ -174,6 +174,24 @@ def test_a_scope_with_very_many_commands_keeps_the_last(client):
     assert [len(flush.commands) for flush in scope.flushes] == [*[5000] * 9, 1]
 
 
+def test_scopes_with_very_many_commands_are_few(panel, client, monkeypatch):
+    """They would take much memory, and the page much time."""
+    monkeypatch.setattr("autobatch.panel._COMMANDS", 100)
+    for key in ("first", "second", "third", "fourth"):
+        with autobatch.batch():
+            for _ in range(40):
+                client.get(key)
+    page = shown(panel)
+    assert "GET third" in page
+    assert "GET fourth" in page
+    assert "GET second" not in page
+    with autobatch.batch():
+        for _ in range(200):
+            client.get("fifth")
+    assert "GET fifth" in shown(panel)
+    assert "GET fourth" not in shown(panel)
+
+
 def test_a_scope_without_round_trips_is_shown(panel):
     with autobatch.batch():
         pass
