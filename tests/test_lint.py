@@ -513,6 +513,28 @@ def test_names_can_be_told_to_it():
     assert found(source, names=["storage", "cache.client"]) == {(1, "AB101"), (2, "AB101")}
 
 
+@pytest.mark.parametrize(
+    ("code", "instead"),
+    [
+        ("found = client.get('a') is None", "await client.get('a') is None"),
+        ("x = json.dumps(client.get('a'))", "await client.get('a')"),
+        (
+            "x = json.dumps({'a': client.get('a')})",
+            "await autobatch.asyncio.resolve({'a': client.get('a')})",
+        ),
+        (
+            "','.join(client.get(k) for k in ks)",
+            "await autobatch.asyncio.resolve([client.get(k) for k in ks])",
+        ),
+    ],
+)
+def test_it_says_what_to_await(code, instead):
+    """A dict or a list of Futures cannot be awaited itself."""
+    head = "import json\nimport redis.asyncio\nclient = redis.asyncio.Redis()\n"
+    (finding,) = find(f"{head}async def function(ks):\n    {code}\n")
+    assert finding.message.endswith(f"write `{instead}`")
+
+
 def test_columns_count_characters_from_one():
     [finding] = find("if redis and 'é€😀' and redis.get('a') is None: pass")
     assert finding.column == 24

@@ -207,8 +207,8 @@ class Report:
             about: what the message shows, if it is not the node.
         """
         about = about or node
-        asynchronous = lazy is not None and lazy.client.asynchronous
-        rewritten = _shown(about, wrapped, None if asynchronous else wrapper)
+        asynchronous = lazy is not None and lazy.client.asynchronous is True
+        rewritten = _shown(about, wrapped, wrapper, awaited=asynchronous)
         place = node.lineno, column_of(self.lines[node.lineno - 1], node.col_offset) + 1
         # Where it may be an asyncio client, only its user knows whether to await.
         unsure = lazy is None or (self.coroutine and lazy.client.asynchronous is None)
@@ -255,30 +255,40 @@ def _misses(pattern: ast.pattern, subject: Value) -> bool:
             return False
 
 
-def _shown(node: ast.expr, wrapped: Iterable[ast.expr] = (), wrapper: Wrapper | None = None) -> str:
-    """Return an expression as code, on one line, with parts of it wrapped, or else awaited."""
+def _shown(
+    node: ast.expr,
+    wrapped: Iterable[ast.expr] = (),
+    wrapper: Wrapper = Wrapper.UNWRAP,
+    *,
+    awaited: bool = False,
+) -> str:
+    """Return an expression as code, on one line, with parts of it wrapped."""
     inside = list(wrapped)
-    text = ast.unparse(_with_wrapped(node, inside, wrapper) if inside else node)
+    text = ast.unparse(_with_wrapped(node, inside, wrapper, awaited=awaited) if inside else node)
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
 
 
-def _with_wrapped(node: Any, wrapped: list[ast.expr], wrapper: Wrapper | None) -> Any:
-    """Return a copy of a tree, with parts of it wrapped, or else awaited."""
+def _with_wrapped(node: Any, wrapped: list[ast.expr], wrapper: Wrapper, *, awaited: bool) -> Any:
+    """Return a copy of a tree, with parts of it wrapped, and awaited where that is wanted."""
     if isinstance(node, list):
-        return [_with_wrapped(part, wrapped, wrapper) for part in node]
+        return [_with_wrapped(part, wrapped, wrapper, awaited=awaited) for part in node]
     if not isinstance(node, ast.AST):
         return node
-    fields = {name: _with_wrapped(part, wrapped, wrapper) for name, part in ast.iter_fields(node)}
+    fields = {
+        name: _with_wrapped(part, wrapped, wrapper, awaited=awaited)
+        for name, part in ast.iter_fields(node)
+    }
     copied: Any = type(node)(**fields)
     if not any(node is part for part in wrapped):
         return copied
-    if wrapper is None:
+    if awaited and wrapper is Wrapper.UNWRAP:
         return ast.Await(copied)
     if wrapper is Wrapper.RESOLVE_LIST:
         copied = ast.Call(ast.Name("list", ast.Load()), [copied], [])
     elif isinstance(copied, ast.GeneratorExp):
         copied = ast.ListComp(copied.elt, copied.generators)
-    name = "unwrap" if wrapper is Wrapper.UNWRAP else "resolve"
-    function = ast.Attribute(ast.Name("autobatch", ast.Load()), name, ast.Load())
-    return ast.Call(function, [copied], [])
+    name = "unwrap" if wrapper is Wrapper.UNWRAP else "asyncio.resolve" if awaited else "resolve"
+    function = ast.Name(f"autobatch.{name}", ast.Load())
+    call = ast.Call(function, [copied], [])
+    return ast.Await(call) if awaited else call
