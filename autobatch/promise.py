@@ -144,7 +144,7 @@ class Failure:
 
     def summary(self) -> str:
         """Return the error and where it comes from, in one line."""
-        return f"{type(self.error).__name__}: {self.text} ({self.origin.note()})"
+        return f"{type(self.error).__name__}: {printable(self.text)} ({self.origin.note()})"
 
     def for_log(self) -> BaseException:
         """Return an error of the same type that tells no more than `summary` does."""

@@ -22,7 +22,7 @@ from autobatch.block import AtomicBlock
 from autobatch.command import Command, ScriptCall, Travel
 from autobatch.frames import NO_EDGE, Line, edge_around, lines_of, of_program, places_of, user_of
 from autobatch.journeys import give_up
-from autobatch.promise import PENDING, Failure, Promise
+from autobatch.promise import PENDING, Failure, Promise, printable
 from autobatch.report import CommandRecord, FlushRecord, Force, Place, Reason, ScopeRecord
 from autobatch.scope import MAX_BYTES, MAX_COMMANDS, OwnScope, StrayScope
 from autobatch.suggesting import SuggestingScope, suggesting_now
@@ -628,4 +628,4 @@ def _see_outcome(command: Command, record: CommandRecord) -> None:
         record.error = "not settled"
     elif type(outcome) is Failure:
         record.error_type = type(outcome.error)
-        record.error = f"{record.error_type.__name__}: {outcome.text}"
+        record.error = printable(f"{record.error_type.__name__}: {outcome.text}")

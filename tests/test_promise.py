@@ -94,8 +94,8 @@ def test_the_note_is_added_once(keeper):
 
 def test_summary_is_one_line_and_no_look(keeper):
     """A summary tells the error and where it comes from, and leaves the error unseen."""
-    failure = Failure(ValueError("no"), Named(keeper))
-    assert failure.summary() == "ValueError: no (GET user:1)"
+    failure = Failure(ValueError("no\nmore\x1b[2J"), Named(keeper))
+    assert failure.summary() == r"ValueError: no\nmore\x1b[2J (GET user:1)"
     assert not failure.seen
 
 

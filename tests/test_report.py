@@ -595,6 +595,15 @@ def test_errors(client, records, plain):
     assert "secret" not in repr(flush) + repr(records.scopes) + str(flush)
 
 
+def test_errors_command_no_terminal(client, records):
+    """What a script says may come from anywhere."""
+    with autobatch.batch():
+        failed = client.eval("return redis.error_reply('BAD \\27[2J')", 0)
+        assert isinstance(failed.exception(), redis_py.ResponseError)
+    (flush,) = records.flushes
+    assert flush.errors[0].error == r"ResponseError: ... \x1b[..."
+
+
 def test_no_values(client, records):
     """Of all that is known, keys alone are told, and shortened."""
     long = "k" * 1000
