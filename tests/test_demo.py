@@ -112,6 +112,15 @@ def test_a_signal_ends_every_process(demo, number, kill):
     assert group_is_gone(process)
 
 
+@pytest.mark.parametrize("wrong", ["-1", "nan", "inf"])
+def test_a_delay_that_is_none_is_refused(wrong):
+    """It would be measured, and shown, as if it were one."""
+    process = start("--once", "--rtt", wrong)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, "")
+    assert errors.startswith("autobatch: --rtt is 0 or more")
+
+
 def test_a_taken_port_is_explained():
     """The message says what to do, and nothing was started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

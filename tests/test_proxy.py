@@ -789,6 +789,15 @@ def test_a_server_that_does_not_read_fills_no_memory(delay):
 # ---- from the command line -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf")])
+def test_a_delay_that_is_none(wrong, server):
+    """It would look as if there was no network at all."""
+    with pytest.raises(ValueError, match="0 or more"):
+        Proxy(server, delay=wrong)
+    with pytest.raises(ValueError, match="0 or more"):
+        Proxy(server, jitter=wrong)
+
+
 def proxy_process(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "autobatch.testing", *map(str, arguments)],
@@ -817,6 +826,15 @@ def test_the_command(given, server):
             process.send_signal(signal.SIGINT)
             ended = process.communicate(timeout=PATIENCE)
     assert (process.returncode, ended) == (0, ("", ""))
+
+
+@pytest.mark.parametrize("wrong", [["--delay", -1], ["--jitter", "nan"], ["--listen", 70000]])
+def test_the_command_with_a_number_that_makes_no_sense(wrong, server):
+    with proxy_process("--server", server, *wrong) as process:
+        _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert told.startswith("python -m autobatch.testing: ")
+    assert "Traceback" not in told
 
 
 def test_the_command_and_a_port_that_is_taken(server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 
@@ -25,6 +26,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not 0 <= options.rtt < math.inf:
+        print(f"autobatch: --rtt is 0 or more, not {options.rtt}", file=sys.stderr)
+        return 2
     # Until the demo takes over, nothing has to be ended: Ctrl-C needs no traceback of an import.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

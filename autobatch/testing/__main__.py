@@ -28,7 +28,7 @@ def main() -> None:
             jitter=options.jitter / 1000,
             count=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     print(f"listening on 127.0.0.1:{proxy.port}", flush=True)  # noqa: T201
     with contextlib.suppress(KeyboardInterrupt):

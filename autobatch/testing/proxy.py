@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import math
 import random
 import select
 import selectors
@@ -103,7 +104,10 @@ class Proxy:
 
         Raises:
             OSError: the port is taken.
+            ValueError: a delay or a jitter is less than 0, or no number.
         """
+        if not (0 <= delay < math.inf and 0 <= jitter < math.inf):
+            raise ValueError(f"seconds of a delay are 0 or more, not {delay} and {jitter}")
         self.port = listen or free_port()
         self._socket: socket.socket | None = _listening_socket(self.port)
         self.delay = delay
