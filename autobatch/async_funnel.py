@@ -42,6 +42,7 @@ class AsyncFunnel(Funnel):
 
     async def _in_a_loop(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # For asyncio.run(client.get("key")): called before there is a loop.
+        asyncio.get_running_loop()  # raises where there is still none: that would never end
         return await self.execute_command(*args, **options)
 
     # A type checker goes on seeing redis-py's signatures.

@@ -365,6 +365,13 @@ def test_called_before_there_is_a_loop(client, plain):
     gc.collect()
 
 
+def test_driven_without_a_loop(client):
+    """As a coroutine may be that is thrown away with its loop."""
+    coroutine = client.get("a")
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        coroutine.send(None)
+
+
 def test_called_before_there_is_a_loop_and_never_run(client):
     """Python warns of it, as of any coroutine that was never awaited."""
     with pytest.warns(RuntimeWarning, match="never awaited"):
