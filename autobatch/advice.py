@@ -242,7 +242,7 @@ class _Adviser:
         number = group.flushes[0]
         place = self._forced[number][0].place
         words = _words_for(self._flushes[number])
-        others = sorted(_near(one, place) for one in group.places if one != place)
+        others = sorted({_near(one, place) for one in group.places} - {_near(place, place)})
         who = " and ".join([str(place), *others])
         does = words.does + ("" if others else "s")
         commands = sum(len(self._flushes[number].commands) for number in group.flushes)
@@ -261,11 +261,11 @@ class _Adviser:
         self, group: _Group, place: Place, followed: Places, words: _Words
     ) -> tuple[Kind, str]:
         loop = self._loop_around(group)
-        if loop is None and len(group.flushes) <= _FEW:
+        needed = self._needed_by(group)
+        if (loop is None and len(group.flushes) <= _FEW) or self._needs_itself(group, needed):
             last = self._last_to_join(group, place, followed)
             return Kind.EARLY, words.early.format(last)
         turns = "" if loop is None else f" (the loop of {_near(loop, place)})"
-        needed = self._needed_by(group)
         if len(needed) >= _FEW and needed[0][1] is Reach.ARGUMENT:
             target = needed[0]
             goes = _near(target[0].stack[0], place) if target[0].stack else "the next command"
@@ -301,6 +301,13 @@ class _Adviser:
             if len(found) == _FEW:
                 break
         return found
+
+    def _needs_itself(self, group: _Group, needed: list[tuple[_Step, Reach]]) -> bool:
+        """Return whether a turn of a loop needs the value of the one before."""
+        number = group.flushes[0]
+        steps = self._steps[number]
+        forced = {steps[index].number for _, index in self._forced[number] if index is not None}
+        return any(step.number in forced for step, _ in needed)
 
     def _loop_around(self, group: _Group) -> Place | None:
         """Return the loop that a group's commands are called in, if they are called in one."""

@@ -256,6 +256,38 @@ def test_the_first_that_will_do(client, proxy, plain):
     assert not plain.exists("place:3")
 
 
+def test_what_can_travel_with_turns_that_need_each_other(client, proxy):
+    """Nobody is told to call for all turns first."""
+
+    def work():
+        for number in range(3):
+            if client.incr(f"claims:{number}") > 1:
+                break
+        client.incr("hits")  # with any of them
+
+    _, scope, _ = recorded(work, proxy)
+    (advice,) = advise(scope)
+    assert (advice.kind, advice.round_trips, advice.possible) == (Kind.EARLY, 4, 3)
+    line = inspect.getsourcelines(work)[1] + 4
+    assert f"forced after line {line} it would join" in advice.text
+
+
+def test_a_line_is_named_once(server):
+    """Also where two calls in it are awaited."""
+
+    async def main():
+        async with autobatch.asyncio.Redis(port=server) as client:
+            with recording() as records:
+                async with autobatch.batch():
+                    await asyncio.gather(client.get("a"), client.get("b"))  # both
+                    await client.incr("c")
+        return records.scopes
+
+    (advice,) = advise(asyncio.run(main())[0])
+    assert (advice.kind, advice.possible) == (Kind.EARLY, 1)
+    assert " and line" not in advice.text
+
+
 def test_a_value_that_may_be_of_no_use(client, proxy, plain):
     """What comes after a `try` that ends the function otherwise depends on the value."""
     plain.set("page", "1")
