@@ -740,6 +740,10 @@ def program(client):
     return [client.get("missing") is None, client.get("text") is not None]
 ---
 def program(client):
+    value = other = client.get("missing")
+    return value is other is None
+---
+def program(client):
     if (value := client.get("missing")) is None:  # a comment
         return "missing"
     return value

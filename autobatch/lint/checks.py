@@ -213,6 +213,9 @@ class Report:
         # Where it may be an asyncio client, only its user knows whether to await.
         unsure = lazy is None or (self.coroutine and lazy.client.asynchronous is None)
         targets = () if asynchronous or unsure else tuple(Target(w, wrapper) for w in wrapped)
+        before = self.found.get((*place, code))
+        if before is not None and len(before.targets) > len(targets):
+            return  # `a is b is None`: what mends the one mends the other
         shown = f"`{_shown(about)}`"
         self.found[*place, code] = Finding(*place, code, message.format(shown, rewritten), targets)
 
