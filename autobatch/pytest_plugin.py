@@ -121,10 +121,11 @@ class RedisBatches:
 
         Raises:
             AssertionError: it were others; the message tells which, why, and what to do.
-            TypeError: not just one of the two was given.
+            TypeError: not just one of the two was given, or it is no integer.
         """
         __tracebackhide__ = True
-        if (exactly is None) is (max is None):
+        wanted = exactly if max is None else max
+        if (exactly is None) is (max is None) or not isinstance(wanted, int):
             raise TypeError("round trips: say how many, as in (1), or how many at most: (max=1)")
         made = self.round_trips
         if made == exactly or (max is not None and made <= max):

@@ -231,7 +231,7 @@ def test_assertions_are_exact_or_say_at_most(batches, client):
             batches.assert_round_trips(number)
 
 
-@pytest.mark.parametrize("given", [((), {}), ((1,), {"max": 1})])
+@pytest.mark.parametrize("given", [((), {}), ((1,), {"max": 1}), (("1",), {}), ((), {"max": 1.5})])
 def test_an_assertion_of_nothing_is_an_error(given):
     args, options = given
     with pytest.raises(TypeError, match="how many"):
