@@ -9,7 +9,7 @@ import redis
 
 from autobatch.command import Command, ScriptCall
 from autobatch.errors import NoLoop
-from autobatch.promise import Failure, run_all
+from autobatch.promise import PENDING, Failure, run_all
 
 
 class Wire(Protocol):
@@ -101,7 +101,7 @@ class Transaction:
         if self.wire.decodes and not command.never_decode:
             try:
                 reply = self.wire.decode(reply)
-            except (UnicodeDecodeError, RecursionError) as error:
+            except Exception as error:  # its encoder may be the program's own
                 reply = error
         command.settle(reply)
 
@@ -392,6 +392,16 @@ def resend(entries: Iterable[Entry]) -> None:
     """Tell the scopes of some entries that these are sent again."""
     for command in commands_of(list(entries)):
         command.owner.resent(command)
+
+
+def settle_lost(entries: list[Entry], cause: BaseException, *, sent: bool) -> None:
+    """Settle what an interruption has lost between two places that see to it."""
+    for command in commands_of(entries):
+        if command.outcome is PENDING:
+            if sent:
+                command.outcome_unknown(reason_of(cause), cause)
+            else:
+                command.not_sent(reason_of(cause), cause)
 
 
 def places_of(entries: list[Entry]) -> Iterator[tuple[Entry, int]]:

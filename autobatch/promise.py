@@ -131,8 +131,9 @@ class Failure:
         self._traceback: TracebackType | None = error.__traceback__
 
     def __del__(self) -> None:
-        if self.report is not None and not self.seen:
-            self.report(self)
+        report = getattr(self, "report", None)  # it may not have been made whole
+        if report is not None and not self.seen:
+            report(self)
 
     def look(self) -> BaseException:
         """Return the error, which counts as seen from now on."""

@@ -144,16 +144,17 @@ class OwnScope(Journeys):
         self.stats.flushes += 1
         try:
             waves = plan(entries, usual=self._usual)
+            wave = waves[0]
+            if self._several_wires or len(waves) > 1 or len(wave) > 1 or wave[0].wire.divides:
+                # Replies come in any order now, but errors are reported in the program's.
+                self._several_wires = True
+                commands: Any = entries if self._usual else commands_of(entries)
+                first = self.stats.commands - len(self._queue) - len(commands)
+                for number, command in enumerate(commands, first):
+                    command.number = number
         except BaseException:  # interrupted
             self._put_back(entries)
             raise
-        if self._several_wires or len(waves) > 1 or len(waves[0]) > 1 or waves[0][0].wire.divides:
-            # Replies come in any order now, but errors are reported in the program's.
-            self._several_wires = True
-            commands: Any = entries if self._usual else commands_of(entries)
-            first = self.stats.commands - len(self._queue) - len(commands)
-            for number, command in enumerate(commands, first):
-                command.number = number
         return waves
 
     def flush(self) -> None:

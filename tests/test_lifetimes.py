@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import os
 import subprocess
 import sys
 import textwrap
@@ -23,6 +22,7 @@ from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Cut
 from common import PATIENCE, connect
 from looping import in_loop, tidy
+from moments import InterruptAt
 
 PRELUDE = """
 import asyncio, atexit, contextlib, gc, os, signal, sys, threading
@@ -450,20 +450,6 @@ def test_in_a_subinterpreter_it_works_or_says_that_it_does_not(run):
 
 
 # ---- interrupts ------------------------------------------------------------------------
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at the beginning of the so-manieth call inside the library."""
-
-    def __init__(self, number):
-        self.left = number
-
-    def __call__(self, frame, event, _):
-        if event == "call" and f"{os.sep}autobatch{os.sep}" in frame.f_code.co_filename:
-            self.left -= 1
-            if not self.left:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
 
 
 def test_an_interrupt_anywhere_in_a_flush(client, proxy, plain):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import itertools
-import os
 import random
 import sys
 import threading
@@ -17,6 +16,7 @@ import autobatch
 from autobatch.errors import NotReady, NotSent, OutcomeUnknown
 from autobatch.testing import Cut, Hold, Swallow
 from common import PATIENCE, connect, meanwhile
+from moments import Elsewhere
 
 THREADS = 8
 
@@ -308,25 +308,6 @@ def test_a_client_closed_by_another_thread_loses_no_future(proxy, plain):
             assert isinstance(future.exception(), OutcomeUnknown)
         assert plain.get("n") == "1"
         assert client.echo("in step") == "in step"
-
-
-class Elsewhere:
-    """Calls a function in another thread, at the so-manieth event inside redis-py or autobatch."""
-
-    def __init__(self, number, function):
-        self.left = number
-        self._function = function
-
-    def __call__(self, frame, event, _):
-        if any(f"{os.sep}{name}{os.sep}" in frame.f_code.co_filename for name in OURS):
-            self.left -= 1
-            if not self.left:
-                sys.setprofile(None)
-                with meanwhile(self._function):
-                    pass
-
-
-OURS = ["redis", "autobatch"]
 
 
 @pytest.mark.parametrize("health_check_interval", [0, 1e-9])

@@ -222,7 +222,11 @@ class Part(Batch):
             position += entry.reply_count
             answered += 1
         refused, self.entries = self.entries, entries[answered:]
-        super().abort(replies[position:], written, cause, later)
+        try:
+            super().abort(replies[position:], written, cause, later)
+        except BaseException:  # interrupted, nobody can tell which of them have been written
+            self._sent.update(self.entries)
+            raise
         again, self.entries = self.entries, refused + self.entries
         for entry in again:
             self._causes[entry] = cause
@@ -680,6 +684,13 @@ class Wire:
                 manager.initialize()
             except (redis.RedisError, RedisClusterException, OSError):
                 return  # the next attempt tells
+            except BaseException:
+                # Interrupted: redis-py takes connections back as they are then, perhaps with the
+                # reply unread.
+                client = self.router.client
+                for node in [*manager.nodes_cache.values(), *manager.startup_nodes.values()]:
+                    greeted.close_idle(client.get_redis_connection(node).connection_pool)
+                raise
         else:
             for error in moved:
                 self.router.move_slot(error)

@@ -124,6 +124,11 @@ def _harmless(arg: Any) -> Any:
     return arg
 
 
+def close_idle(pool: Any) -> Any:
+    """Close the connections of a pool that nobody uses; of asyncio's, once that is awaited."""
+    return pool.disconnect(False)  # noqa: FBT003  # not every pool gives it a name
+
+
 def write(connection: AbstractConnection, payload: bytes) -> None:
     """Write all of `payload`.
 

@@ -147,10 +147,7 @@ class Wire:
             borrowed = connection is None
             if borrowed:
                 try:
-                    connection = await self._pool.get_connection()
-                    if greeted.is_closed(connection):  # by the server, while it was idle
-                        await connection.disconnect()
-                        await connection.connect()
+                    connection = await self._borrow()
                 except Exception as error:
                     command.not_sent("no connection", error)
                     return
@@ -159,6 +156,30 @@ class Wire:
             finally:
                 if borrowed:
                     await self._pool.release(connection)
+
+    async def _borrow(self) -> Any:
+        """Return a connection of the pool."""
+        connection = None
+        try:
+            connection = await self._pool.get_connection()
+            if greeted.is_closed(connection):  # by the server, while it was idle
+                await connection.disconnect()
+                await connection.connect()
+        except redis.RedisError:
+            if connection is not None:
+                await self._pool.release(connection)
+            raise
+        except BaseException:
+            # Of the program's own, or a cancellation: the connection may not be logged in, or
+            # have replies to its greeting unread.
+            if connection is None:  # redis-py has taken it back as it is
+                with contextlib.suppress(redis.RedisError, OSError, RuntimeError):
+                    await greeted.close_idle(self._pool)
+            else:
+                await connection.disconnect(nowait=True)
+                await self._pool.release(connection)
+            raise
+        return connection
 
     async def landed(self) -> None:
         """Wait until everything that was handed over by now in the running loop has landed."""
@@ -405,7 +426,12 @@ class Link:
                 self._tick.write_soon(self)
                 break
             flight = self._waiting.popleft()
-            payloads.append(flight.batch.seal())
+            try:
+                payloads.append(flight.batch.seal())
+            except Exception as error:  # packing scripts asks the program's own encoder
+                flight.batch.hand_back(error)
+                flight.land()
+                continue
             size += len(payloads[-1])
             self._sent.append(flight)
             self._in_flight += flight.count

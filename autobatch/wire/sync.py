@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis.connection import ConnectionPool
 
-from autobatch.batch import EVERYTHING, Batch, resend
+from autobatch.batch import EVERYTHING, Batch, resend, settle_lost
 from autobatch.command import Command, Script
 from autobatch.promise import Failure, run_all
 from autobatch.wire import connection as link
@@ -67,7 +67,15 @@ class Wire:
             redis.ConnectionError: there is none to be had.
         """
         if self._connection is None:
-            return self._pool.get_connection()
+            try:
+                return self._pool.get_connection()
+            except redis.RedisError:
+                raise
+            except BaseException:
+                # Of the program's own, or an interruption: redis-py takes the connection back as
+                # it is then, perhaps not logged in, or with replies to its greeting unread.
+                link.close_idle(self._pool)
+                raise
         assert self._lock is not None
         self._lock.acquire()
         try:
@@ -81,7 +89,10 @@ class Wire:
                 self._connection.disconnect()
                 self._connection.connect()
         except BaseException:
-            self._lock.release()
+            try:
+                self._connection.disconnect()  # it may not have been greeted whole
+            finally:
+                self._lock.release()
             raise
         return self._connection
 
@@ -126,6 +137,7 @@ class Flight:
 
     __slots__ = (
         "_count",
+        "_entries",
         "_landed",
         "_raw",
         "batch",
@@ -144,6 +156,7 @@ class Flight:
         self.written = 0
         self.failure: BaseException | None = None
         self._landed = False
+        self._entries = batch.entries
         self._count, self._raw = batch.expected()
 
     @property
@@ -157,10 +170,11 @@ class Flight:
         except (redis.RedisError, OSError) as error:
             self.failure = error
         except Exception as error:
-            self.failure = link.closed_elsewhere(error)
-            if self.failure is None:
-                raise
-            self.failure.__cause__ = error
+            # If it is none of a closed connection, it is of the program's own: a credential
+            # provider, a redis_connect_func. What goes elsewhere goes on.
+            self.failure = link.closed_elsewhere(error) or error
+            if self.failure is not error:
+                self.failure.__cause__ = error
 
     def write(self) -> None:
         if self.failure is not None or self.connection is None:
@@ -251,6 +265,7 @@ class Flight:
             self.failure = error
         self.land()
         self.batch.give_up(error)
+        settle_lost(self._entries, error, sent=self.written > 0)
 
     @property
     def _wire(self) -> Wire:
@@ -271,13 +286,15 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
     Returns:
         How often the network was waited for, and how many exchanges that took.
     """
-    journeys = [
-        (batch.wire, [Flight(part) for part in batch.wire.divide(batch)]) for batch in batches
-    ]
-    flights = [flight for _, own in journeys for flight in own]
+    called = [batch.entries for batch in batches]
+    flights: list[Flight] = []
     round_trips = 1
-    exchanges = len(flights)
     try:
+        journeys = [
+            (batch.wire, [Flight(part) for part in batch.wire.divide(batch)]) for batch in batches
+        ]
+        flights = [flight for _, own in journeys for flight in own]
+        exchanges = len(flights)
         fly(flights)
         for wire, own in journeys:
             for flight in own:
@@ -289,6 +306,9 @@ def exchange(batches: list[Batch]) -> tuple[int, int]:
     except BaseException as error:  # what is left will not be sent again
         for flight in flights:
             flight.interrupt(error)
+        for batch, entries in zip(batches, called, strict=True):
+            batch.entries = []
+            settle_lost(entries, error, sent=False)  # it was about to be divided
         raise
     return round_trips, exchanges
 
@@ -309,8 +329,7 @@ def fly(flights: list[Flight]) -> None:
             for flight in flights:
                 flight.read()
         finally:
-            for flight in flights:
-                flight.release()
+            run_all(Flight.release, flights)
         run_all(Flight.land, flights)
     except BaseException as error:
         for flight in flights:
