@@ -1053,6 +1053,31 @@ async def test_sync_and_asyncio_clients_in_one_scope(client, sync_client, plain)
 
 
 @in_loop
+async def test_all_cancelled_while_both_kinds_of_clients_are_on_their_way(
+    client, sync_client, plain
+):
+    """Whenever that is, the scope ends and what was called is sent."""
+
+    async def work():
+        async with batch():
+            called.extend([sync_client.incr("n"), client.incr("n"), sync_client.incr("n")])
+            await called[1]
+
+    for turns in range(12):
+        plain.delete("n")
+        called = []
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for other in asyncio.all_tasks() - {asyncio.current_task()}:
+            other.cancel()
+        await asyncio.wait([task])
+        await eventually(lambda: all(future.done() for future in called))
+        assert sorted(map(int, called)) == list(range(1, len(called) + 1))
+    assert called
+
+
+@in_loop
 async def test_the_loop_runs_while_a_sync_client_waits(server, plain):
     """The reply is held back until the loop has had its turn."""
     with Proxy(server, delay=0) as proxy, autobatch.Redis(port=proxy.port) as sync_client:

@@ -145,7 +145,7 @@ class Picky(Encoder):
 
     left = 10
 
-    def decode(self, value, force=False):
+    def decode(self, value, force=False):  # noqa: FBT002  # redis-py's
         if value == b"bad":
             raise OwnError
         return super().decode(value, force)

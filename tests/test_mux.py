@@ -675,6 +675,62 @@ async def test_all_cancelled_while_the_connection_is_opened(server, plain):
         await client.aclose()
 
 
+def cancel_all_but(*kept):
+    for task in asyncio.all_tasks() - {asyncio.current_task(), *kept}:
+        task.cancel()
+
+
+@in_loop
+async def test_all_cancelled_in_a_scope_while_the_connection_is_opened(server, plain):
+    """The scope ends, when what was called in it has been sent."""
+    with Proxy(server, delay=0.02) as proxy:
+        client = client_of(proxy.port)
+
+        async def work():
+            async with batch():
+                client.incr("n")
+                await client.get("a")
+
+        task = asyncio.create_task(work())
+        await eventually(lambda: bool(proxy.links))
+        cancel_all_but()
+        await asyncio.wait([task])
+        await eventually(lambda: plain.get("n") == "1")
+        await client.aclose()
+
+
+def test_a_loop_that_ends_while_a_connection_is_opened_for_a_scope(server, plain):
+    """asyncio.run() waits for what it has cancelled."""
+
+    async def main():
+        async def work():
+            async with batch():
+                client.incr("n")
+                await client.get("a")
+
+        client = client_of(proxy.port)
+        main.task = asyncio.create_task(work())
+        await eventually(lambda: bool(proxy.links))
+
+    with Proxy(server, delay=0.02) as proxy:
+        asyncio.run(main())
+    assert plain.get("n") == "1"
+
+
+@in_loop
+async def test_cancelled_whenever_the_connection_is_opened(server, plain):
+    """What waits for it fails at last."""
+    with Proxy(server, delay=0.02) as proxy:
+        client = client_of(proxy.port)
+        future = client.incr("n")
+        while not future.done():
+            cancel_all_but()
+            await asyncio.sleep(0)
+        assert isinstance(future.exception(), NotSent)
+        assert plain.get("n") is None
+        await client.aclose()
+
+
 @in_loop
 async def test_timeouts(proxy, faulty, plain):
     """asyncio.timeout and wait_for end the wait; replies that come later shift nothing."""

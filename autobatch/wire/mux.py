@@ -382,6 +382,7 @@ class Link:
         self._refused: list[_Flight] = []
         self._closing = False
         self._failures = 0
+        self._cancelled = 0  # attempts to connect, one after the other
         self._heard = 0.0
         self._more = False
         self.unwanted = False
@@ -407,6 +408,7 @@ class Link:
                 self._fail_all(redis.ConnectionError("the connection was closed for good"))
             elif self._waiting and (self.connecting is None or self.connecting.done()):
                 self.connecting = self._loop.create_task(self._connect())
+                self.connecting.add_done_callback(self._connect_again)
             return
         idle = not self._sent and self._waiting and self._waiting[0].since - self._heard > _IDLE
         if idle and _has_news(self._transport):
@@ -662,7 +664,7 @@ class Link:
                 with contextlib.suppress(redis.RedisError, OSError):
                     await connection.disconnect(nowait=True)
             if isinstance(error, asyncio.CancelledError):
-                raise  # the loop ends, and may yet need a connection
+                raise
             self._fail_all(error)
             if not isinstance(error, Exception):
                 raise
@@ -670,10 +672,23 @@ class Link:
         self._connection = connection
         self._retries = greeted.retries(connection)
         self._timeout = connection.socket_timeout
+        self._cancelled = 0
         self._receiver = receiver
         self._transport, self._reader = transport, reader
         self._heard = self._loop.time()
         self.pump()
+
+    def _connect_again(self, task: asyncio.Task[None]) -> None:
+        """Connect again after somebody has cancelled every task there is; the loop may end.
+
+        What waits is sent all the same, or who waits for it would do so for ever.
+        """
+        if task.cancelled() and not self._closing:
+            self._cancelled += 1
+            if self._cancelled <= _CANCELLATIONS:
+                self.pump()
+            else:
+                self._fail_all(asyncio.CancelledError())
 
     def _make_connection(self) -> Any:
         pool = self._pool()
@@ -729,3 +744,4 @@ _NOTHING: frozenset[int] = frozenset()
 _IDLE = 1.0  # seconds without a reply, after which a connection is looked at before it is used
 _NEWS = 0.001  # seconds in which the loop reads what has arrived
 _PATIENCE = 5.0  # seconds without an answer, at a loop's end or in doubt, without a socket_timeout
+_CANCELLATIONS = 3  # of attempts to connect that are no reason to give up
