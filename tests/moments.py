@@ -15,14 +15,14 @@ def _is_in(frame: FrameType, *packages: str) -> bool:
 
 
 class Elsewhere:
-    """Calls a function in another thread, at the so-manieth event inside redis-py or autobatch."""
+    """Calls a function in another thread, at the so-manieth event in a client or autobatch."""
 
     def __init__(self, number: int, function: Callable[[], object]) -> None:
         self.left = number
         self._function = function
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        if _is_in(frame, "redis", "autobatch"):
+        if _is_in(frame, "redis", "valkey", "autobatch"):
             self.left -= 1
             if not self.left:
                 sys.setprofile(None)

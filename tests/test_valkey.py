@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import itertools
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from autobatch.future import AsyncFuture
 from autobatch.testing import Cut, Silence, unbatched
 from common import PATIENCE, eventually
 from looping import in_loop
+from moments import Elsewhere
 from programs_of_steps import keyspace, prepare, steps
 from test_differential import BatchedRun, PlainRun
 
@@ -328,6 +330,37 @@ def test_no_server(protocol):
         assert isinstance(caught.value, NotSent)
         with pytest.raises(valkey.ConnectionError):
             ours.set("a", 1)
+
+
+def test_closed_by_another_thread_at_any_point(server, plain):
+    """Each command that waits or is on its way says what became of it."""
+    for number in itertools.count(1):
+        plain.delete("a")
+        with valkey.Valkey(port=server, retry=Retry(NoBackoff(), 1), **OPTIONS) as theirs:
+            client = wrap(theirs)
+            if number % 2:
+                client.echo("opened")
+
+            def close(pool=theirs.connection_pool):
+                for connection in [*pool._in_use_connections]:
+                    connection.disconnect()
+
+            elsewhere = Elsewhere(number, close)
+            with batch() as scope:
+                pushed = [client.rpush("a", count) for count in range(1, 4)]
+                sys.setprofile(elsewhere)
+                scope.flush()
+                sys.setprofile(None)
+                errors = [future.exception() for future in pushed]
+            sent = plain.lrange("a", 0, -1)
+            for count, error in enumerate(errors, 1):
+                assert isinstance(error, (type(None), NotSent, OutcomeUnknown))
+                assert error or pushed[count - 1] == count
+                assert not isinstance(error, NotSent) or str(count) not in sent
+            assert client.echo("in step") == "in step"
+        if elsewhere.left > 0 and not number % 2:  # one that had to open its connection, too
+            break
+    assert number > 50
 
 
 def test_what_was_dropped(ours):

@@ -113,10 +113,10 @@ class _ManyReplies:
 
     _hiredis_PushNotificationType = link.PushNotification  # noqa: N815  # as redis-py calls it
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, sock: Any) -> None:
         parse_error = connection._parser.parse_error
         encoder = connection.encoder
-        self._socket = connection._sock
+        self._socket = sock
         self._reader = link.hiredis.Reader(
             encoding=encoder.encoding if encoder.decode_responses else None,
             errors=encoder.encoding_errors,
@@ -138,7 +138,8 @@ class _ManyReplies:
 def _parser_for_many(connection: Any) -> _ManyReplies | None:
     """Return what reads many replies fast, if valkey-py's own parser need not do it."""
     parser: Any = connection._parser
-    if link.hiredis is None or connection._sock is None or connection.protocol not in {2, "2"}:
+    sock = connection._sock  # another thread may close the connection
+    if link.hiredis is None or sock is None or connection.protocol not in {2, "2"}:
         return None
     read_response = type(parser).read_response  # a cluster's parser knows more errors
     if read_response is _RESP2Parser.read_response:
@@ -148,7 +149,7 @@ def _parser_for_many(connection: Any) -> _ManyReplies | None:
         unread = parser._next_response is not NOT_ENOUGH_DATA or parser._reader.has_data()
     else:  # one of the program's own
         return None
-    return None if unread else _ManyReplies(connection)
+    return None if unread else _ManyReplies(connection, sock)
 
 
 _AT_ONCE = 64 * 1024  # bytes
