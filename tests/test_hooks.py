@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent
+from clusters import HOST
 from common import connect
 from looping import eventually, in_loop
 
@@ -192,3 +193,22 @@ async def test_an_encoder_that_cannot_encode_a_script_again(server, plain):
         assert type(raised.value.__cause__) is OwnError
         assert await client.echo("x") == "x"
         await client.connection_pool.aclose()
+
+
+class Undecided(autobatch.asyncio.RedisCluster):
+    """Does not say where commands without a key go."""
+
+    def get_default_node(self):
+        raise OwnError
+
+
+@in_loop
+async def test_a_cluster_s_client_that_does_not_know_where_a_command_goes(cluster):
+    """It and what was to leave with it fail, and do not hang."""
+    async with Undecided(HOST, cluster.primaries[0]) as client:
+        async with batch():
+            futures = [client.rpush("a", 1), client.execute_command("LASTSAVE")]
+            with pytest.raises(NotSent):
+                await futures[1]
+            assert type(futures[0].exception().__cause__) is OwnError
+        assert await client.rpush("a", 1) == 1

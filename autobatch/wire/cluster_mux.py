@@ -21,7 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException
 
-from autobatch.batch import Batch, Entry, commands_of, resend
+from autobatch.batch import Batch, Entry, commands_of, resend, settle_lost
 from autobatch.command import Command, Script
 from autobatch.errors import NoLoop, NotSent, OutcomeUnknown
 from autobatch.promise import PENDING, Failure
@@ -321,6 +321,15 @@ class _Home:
     def submit(self, batch: Batch, lane: int, landed: Callable[[], None]) -> int:
         journey = _Journey(lane, landed, self._out)
         entries, batch.entries = batch.entries, []
+        try:
+            parts = self._set_off(entries, journey, usual=batch.usual)
+        except Exception as error:  # such as of a client that is the program's own
+            parts = 0
+            self._give_up_lost(entries, error)
+        journey.arrive()
+        return parts
+
+    def _set_off(self, entries: list[Entry], journey: _Journey, *, usual: bool) -> int:
         slots_cache = self._router.client.nodes_manager.slots_cache
         if slots_cache is not self._map:
             self.learn()
@@ -329,9 +338,17 @@ class _Home:
             entries = []
         elif self._rescues:
             entries = [entry for entry in entries if not self._hold(entry, journey)]
-        parts = self._send(entries, journey, usual=batch.usual)
-        journey.arrive()
-        return parts
+        return self._send(entries, journey, usual=usual)
+
+    def _give_up_lost(self, entries: list[Entry], error: Exception) -> None:
+        """Settle those of some commands that are neither on their way nor held back."""
+        known = {entry for part in self._flying for entry in part.entries}
+        for rescue in self._rescues.values():
+            known.update(rescue.held, rescue.journeys)
+        lost = [entry for entry in entries if entry not in known]
+        settle_lost(lost, error, sent=False)
+        for command in commands_of(lost):
+            command.run_callbacks()
 
     def _hold(self, entry: Entry, journey: _Journey) -> bool:
         rescue = self._rescues.get(self._place_of(entry))
