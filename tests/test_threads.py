@@ -293,6 +293,32 @@ def test_scopes_over_the_same_two_pools_do_not_wait_for_each_other(server, secon
         pool.disconnect()
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+def test_clients_that_share_pools_do_not_wait_for_each_other(server, second_server, plain, order):
+    """Those with and without `retry_writes` ask for the connections in the same order."""
+    pools = [
+        redis.BlockingConnectionPool(port=port, max_connections=1, timeout=PATIENCE)
+        for port in (server, second_server)
+    ]
+    clients = {
+        (which, retry_writes): autobatch.Redis(connection_pool=pool, retry_writes=retry_writes)
+        for which, pool in enumerate(pools)
+        for retry_writes in (False, True)
+    }
+    for place in order:  # their wires are made in another order, so they are elsewhere in memory
+        [*clients.values()][place].echo("x")
+
+    def work(*, retry_writes):
+        for turn in range(50):
+            with autobatch.batch():
+                values = [clients[which, retry_writes].echo(turn) for which in (0, 1)]
+            assert [int(value) for value in values] == [turn] * 2
+
+    in_threads([lambda: work(retry_writes=False), lambda: work(retry_writes=True)] * 2)
+    for pool in pools:
+        pool.disconnect()
+
+
 def test_a_client_closed_by_another_thread_loses_no_future(proxy, plain):
     """Its connection goes away in the middle of an exchange: settled, and in step after."""
     fault = Swallow()

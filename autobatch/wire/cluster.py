@@ -716,6 +716,7 @@ class _Nowhere:
     """The wire of what no node is known for."""
 
     retry_writes = False
+    place = 0
 
     def __init__(self, cause: BaseException) -> None:
         self._cause = cause

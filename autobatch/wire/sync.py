@@ -25,6 +25,8 @@ class Wire:
 
     Attributes:
         server: equal for wires to the same data.
+        place: in the order in which several threads wait for connections of several wires: that
+            of the pool, which several wires may share.
         retry_writes: what may have run is sent again even if it writes.
         pack: returns a command's bytes.
         pack_fast: the same, but fails with any error on what is unusual.
@@ -48,6 +50,7 @@ class Wire:
         self._pool = pool
         self._connection = connection
         self._lock = lock
+        self.place = id(lock or pool)
         self.server = server_of(pool)
         self.follows = follows_primary(pool)
         self.pack, self.pack_fast = link.packers(pool)
@@ -338,7 +341,8 @@ def fly(flights: list[Flight]) -> None:
 
 
 def _pool_order(flight: Flight) -> int:
-    return id(flight.batch.wire)
+    place: int = flight.batch.wire.place
+    return place
 
 
 def _send_again(flight: Flight) -> int:

@@ -214,6 +214,7 @@ class Wire(sync.Wire):
         if connection is not None:
             adapted(connection)
         super().__init__(ours, connection, lock, retry_writes=retry_writes)
+        self.place = id(lock or pool)
         # Without libvalkey, it writes text in the client's encoding.
         self.pack, self.pack_fast = link.packers(pool, own_encoding=not LIBVALKEY_AVAILABLE)
 
