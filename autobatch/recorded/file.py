@@ -137,8 +137,9 @@ class Recorder:
     def close(self) -> None:
         """Write what is not written yet, and hear of nothing any more."""
         self._subscription.cancel()
-        with self._lock:
-            self._file.close()
+        if os.getpid() == self._process:  # a fork may find the lock taken, for good
+            with self._lock:
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self
