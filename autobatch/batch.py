@@ -429,6 +429,6 @@ def reason_of(cause: BaseException) -> str:
         return "timeout"
     if isinstance(cause, NoLoop):
         return "no event loop"
-    if isinstance(cause, Exception):
+    if isinstance(cause, (redis.RedisError, OSError)):
         return "connection failure"
     return type(cause).__name__

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException
 
 
 class AutobatchError(Exception):
@@ -43,12 +43,19 @@ class _Undelivered(AutobatchError, RedisConnectionError):
         """Return an error of this class that `except` clauses for the type of `cause` catch too.
 
         Code written for redis-py tells `TimeoutError` from `ConnectionError` and from
-        `AuthenticationError`; it must keep working, whichever of them was the reason.
+        `AuthenticationError`, and knows what its own credential provider raises; it must keep
+        working, whichever of them was the reason.
         """
-        cause_type = type(cause) if isinstance(cause, RedisError | NoLoop) else None
+        cause_type = type(cause) if isinstance(cause, Exception) else None
         error = _rebuild(cls, cause_type, (f"{message}: {cause}" if cause else message,))
+        if cause is not None:
+            attributes = {k: v for k, v in vars(cause).items() if k != "__notes__"}
+            error.__dict__.update({**attributes, **error.__dict__})
         error.__cause__ = cause
         return error
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # that of the cause's class may want something else
 
 
 class NotSent(_Undelivered):
@@ -65,16 +72,29 @@ class BlockingFlushWarning(RuntimeWarning):
 
 def _rebuild(base: Any, cause: type | None, args: tuple[Any, ...]) -> _Undelivered:
     kind = _with_cause(base, cause)
-    # Not through the constructor of the cause, which may want something else.
-    error: _Undelivered = kind.__new__(kind, *args)
+    error: _Undelivered
+    try:
+        # Not through the constructor of the cause, which may want something else.
+        error = kind.__new__(kind, *args)
+    except Exception:  # so does its __new__, as that of an exception group
+        error = base.__new__(base, *args)
+    error.args = args  # which OSError leaves to its constructor
     error.__dict__.update(RedisConnectionError(*args).__dict__)
     return error
 
 
 @functools.cache  # bounded by the number of error classes
 def _with_cause(base: Any, cause: type | None) -> Any:
-    # A NotSent that was caused by an OutcomeUnknown is not one.
-    if cause is None or issubclass(base, cause) or issubclass(cause, _Undelivered | CrossSlot):
+    if cause is None or issubclass(base, cause) or issubclass(cause, _NEVER_BOTH):
         return base
-    bases = (base, cause)
-    return type(base.__name__, bases, {"__module__": base.__module__, "cause_type": cause})
+    if issubclass(cause, AutobatchError) and cause is not NoLoop:
+        return base  # a NotSent that was caused by an OutcomeUnknown is not one
+    members = {"__module__": base.__module__, "cause_type": cause}
+    try:
+        return type(base.__name__, (base, cause), members)
+    except TypeError:  # a class that cannot be combined with others
+        return base
+
+
+# What Python takes for something else where a value is looked at.
+_NEVER_BOTH = (AttributeError, StopIteration, StopAsyncIteration)

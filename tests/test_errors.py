@@ -79,7 +79,7 @@ def test_a_timeout_is_caught_as_one():
         raise NotSent.because("GET a was not sent", redis.TimeoutError("Timeout"))
 
 
-@pytest.mark.parametrize("cause", [KeyboardInterrupt(), OSError("no"), NotReady("no")])
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), NotReady("no")])
 def test_other_causes_are_told_but_are_no_bases(cause):
     """Nobody catches NotSent as a KeyboardInterrupt."""
     error = NotSent.because("GET a was not sent", cause)
@@ -126,3 +126,64 @@ def test_pickling_keeps_the_notes():
     error = NotSent.because("GET a was not sent", redis.TimeoutError("Timeout"))
     error.add_note("GET a, queued at view.py:7")
     assert pickle.loads(pickle.dumps(error)).__notes__ == ["GET a, queued at view.py:7"]
+
+
+class Refused(Exception):
+    """One of a program's own, whose constructor and text want more than a message."""
+
+    def __init__(self, code, *, reason):
+        super().__init__(code)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self):
+        return f"{self.code}: {self.reason}"
+
+
+class Picky(Exception):
+    """One that is made in a way of its own."""
+
+    def __new__(cls, code, reason):
+        return super().__new__(cls, code, reason)
+
+
+FOREIGN = [
+    Refused(403, reason="no such tenant"),
+    ValueError("no token"),
+    FileNotFoundError(2, "No such file", "token"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    RuntimeError("not today"),
+]
+
+
+@pytest.mark.parametrize("cause", FOREIGN, ids=lambda cause: type(cause).__name__)
+@pytest.mark.parametrize("kind", [NotSent, OutcomeUnknown])
+def test_what_a_program_s_own_hooks_raise_is_caught_by_its_type(kind, cause):
+    """Such as a credential provider, whose error redis-py would let through as it is."""
+    error = kind.because("GET a was not sent", cause)
+    assert isinstance(error, kind)
+    assert isinstance(error, type(cause))
+    assert error.__cause__ is cause
+    assert str(error) == f"GET a was not sent: {cause}"
+    assert vars(error).items() >= vars(cause).items()
+    copied = pickle.loads(pickle.dumps(error))
+    assert isinstance(copied, type(cause))
+    assert str(copied) == str(error)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        AttributeError("a"),  # or hasattr(value, name) would be false
+        StopIteration(),  # or a generator that looks at the value would end
+        ExceptionGroup("several", [ValueError()]),
+        Picky(1, 2),
+    ],
+    ids=lambda cause: type(cause).__name__,
+)
+def test_what_cannot_be_both(cause):
+    error = NotSent.because("GET a was not sent", cause)
+    assert isinstance(error, NotSent)
+    assert not isinstance(error, type(cause))
+    assert error.__cause__ is cause
+    assert str(error).startswith("GET a was not sent")
