@@ -22,94 +22,98 @@ from autobatch.scope import astep_aside, step_aside
 T = TypeVar("T")
 
 
-class _Pipeline:
+# What the classes here are mixed into: which, only `_aside_class` knows.
+_Base: Any = object
+
+
+class _Pipeline(_Base):  # type: ignore[misc]
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+        return super().execute_command(*map(unwrap, args), **options)
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         step_aside()
-        return super().immediate_execute_command(*args, **options)  # type: ignore[misc]
+        return super().immediate_execute_command(*args, **options)
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()
-        return super().execute(*args, **kwargs)  # type: ignore[misc]
+        return super().execute(*args, **kwargs)
 
 
-class _ClusterPipeline:
+class _ClusterPipeline(_Base):  # type: ignore[misc]
     _watching = False
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         if self._watching:  # perhaps it runs at once
             step_aside()
-        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+        return super().execute_command(*map(unwrap, args), **options)
 
     def watch(self, *names: Any) -> Any:
         step_aside()
         self._watching = True
-        return super().watch(*names)  # type: ignore[misc]
+        return super().watch(*names)
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()
         self._watching = False
-        return super().execute(*args, **kwargs)  # type: ignore[misc]
+        return super().execute(*args, **kwargs)
 
     def reset(self) -> None:
         self._watching = False
-        super().reset()  # type: ignore[misc]
+        super().reset()
 
 
-class _PubSub:
+class _PubSub(_Base):  # type: ignore[misc]
     def execute_command(self, *args: Any) -> Any:
         step_aside()
-        return super().execute_command(*map(unwrap, args))  # type: ignore[misc]
+        return super().execute_command(*map(unwrap, args))
 
     def parse_response(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()  # what waits may be the very message
-        return super().parse_response(*args, **kwargs)  # type: ignore[misc]
+        return super().parse_response(*args, **kwargs)
 
 
 class _ClusterPubSub(_PubSub):
     def ssubscribe(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()
-        return super().ssubscribe(*args, **kwargs)  # type: ignore[misc]
+        return super().ssubscribe(*args, **kwargs)
 
     def get_sharded_message(self, *args: Any, **kwargs: Any) -> Any:
         step_aside()  # it reads from a node's own pub/sub
-        return super().get_sharded_message(*args, **kwargs)  # type: ignore[misc]
+        return super().get_sharded_message(*args, **kwargs)
 
 
-class _Monitor:
+class _Monitor(_Base):  # type: ignore[misc]
     def __enter__(self) -> Any:
         step_aside()
-        return super().__enter__()  # type: ignore[misc]
+        return super().__enter__()
 
     def next_command(self) -> Any:
         step_aside()
-        return super().next_command()  # type: ignore[misc]
+        return super().next_command()
 
 
-class _AsyncPipeline:
+class _AsyncPipeline(_Base):  # type: ignore[misc]
     connection_pool: Any
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        return super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+        return super().execute_command(*map(unwrap, args), **options)
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         await astep_aside(self.connection_pool)
-        return await super().immediate_execute_command(*args, **options)  # type: ignore[misc]
+        return await super().immediate_execute_command(*args, **options)
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
         await astep_aside(self.connection_pool)
-        return await super().execute(*args, **kwargs)  # type: ignore[misc]
+        return await super().execute(*args, **kwargs)
 
 
-class _AsyncClusterPipeline:
+class _AsyncClusterPipeline(_Base):  # type: ignore[misc]
     __slots__ = ()  # as redis-py's has
 
     cluster_client: Any
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        answer = super().execute_command(*map(unwrap, args), **options)  # type: ignore[misc]
+        answer = super().execute_command(*map(unwrap, args), **options)
         return self._behind(answer) if inspect.iscoroutine(answer) else answer
 
     async def _behind(self, answer: Any) -> Any:
@@ -118,11 +122,11 @@ class _AsyncClusterPipeline:
 
     async def watch(self, *names: Any) -> Any:
         await astep_aside(_root_of(self))
-        return await super().watch(*names)  # type: ignore[misc]
+        return await super().watch(*names)
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
         await astep_aside(_root_of(self))
-        return await super().execute(*args, **kwargs)  # type: ignore[misc]
+        return await super().execute(*args, **kwargs)
 
 
 def _root_of(pipeline: Any) -> Any:
@@ -130,38 +134,38 @@ def _root_of(pipeline: Any) -> Any:
     return client.root if hasattr(client, "root") else client  # one that was instrumented
 
 
-class _AsyncPubSub:
+class _AsyncPubSub(_Base):  # type: ignore[misc]
     connection_pool: Any
 
     async def execute_command(self, *args: Any) -> Any:
         await astep_aside(self.connection_pool)
-        return await super().execute_command(*map(unwrap, args))  # type: ignore[misc]
+        return await super().execute_command(*map(unwrap, args))
 
     async def parse_response(self, *args: Any, **kwargs: Any) -> Any:
         await astep_aside(self.connection_pool)
-        return await super().parse_response(*args, **kwargs)  # type: ignore[misc]
+        return await super().parse_response(*args, **kwargs)
 
 
 class _AsyncClusterPubSub(_AsyncPubSub):
     async def ssubscribe(self, *args: Any, **kwargs: Any) -> Any:
         await astep_aside()
-        return await super().ssubscribe(*args, **kwargs)  # type: ignore[misc]
+        return await super().ssubscribe(*args, **kwargs)
 
     async def get_sharded_message(self, *args: Any, **kwargs: Any) -> Any:
         await astep_aside()
-        return await super().get_sharded_message(*args, **kwargs)  # type: ignore[misc]
+        return await super().get_sharded_message(*args, **kwargs)
 
 
-class _AsyncMonitor:
+class _AsyncMonitor(_Base):  # type: ignore[misc]
     connection_pool: Any
 
     async def __aenter__(self) -> Any:
         await astep_aside(self.connection_pool)
-        return await super().__aenter__()  # type: ignore[misc]
+        return await super().__aenter__()
 
     async def next_command(self) -> Any:
         await astep_aside(self.connection_pool)
-        return await super().next_command()  # type: ignore[misc]
+        return await super().next_command()
 
 
 _MIXINS: dict[type, type] = {

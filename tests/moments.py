@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+import redis
+
+import autobatch
+from autobatch.errors import NotSent, OutcomeUnknown
 from common import meanwhile
 
 
@@ -42,3 +46,16 @@ class InterruptAt:
             if not self.left:
                 sys.setprofile(None)
                 raise KeyboardInterrupt
+
+
+def assert_told_truly(pushed: list[autobatch.Future], plain: redis.Redis) -> None:
+    """Each of RPUSH a 1, RPUSH a 2, ... has its value, or an error that does not lie."""
+    errors = [future.exception() for future in pushed]
+    sent = plain.lrange("a", 0, -1)
+    for count, (future, error) in enumerate(zip(pushed, errors, strict=True), 1):
+        if error is None:
+            assert future == count
+        elif isinstance(error, NotSent):
+            assert str(count) not in sent
+        else:
+            assert isinstance(error, OutcomeUnknown)

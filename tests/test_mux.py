@@ -21,7 +21,7 @@ import autobatch
 from autobatch import batch
 from autobatch.errors import NotSent, OutcomeUnknown
 from autobatch.testing import Answer, Cut, Fault, Hold, Insert, Proxy, Silence, Swallow, free_port
-from autobatch.wire import mux
+from autobatch.wire import shared
 from looping import eventually, in_loop, reports, tidy
 
 NAME = "shared"
@@ -339,7 +339,7 @@ async def test_reopened_after_it_was_killed(client, plain):
 @in_loop
 async def test_what_was_closed_while_the_loop_stood_still(client, plain, monkeypatch):
     """As where a loop only runs for each job: nothing is written to it, so nothing is lost."""
-    monkeypatch.setattr(mux, "_IDLE", -1)
+    monkeypatch.setattr(shared, "_IDLE", -1)
     await client.set("n", 1)
     plain.client_kill_filter(_id=connections(plain)[0]["id"])
     while connections(plain):
@@ -370,7 +370,7 @@ WAYS = [by_a_future, in_a_task_of_its_own, mapped, at_the_end_of_a_scope]
 @pytest.mark.parametrize("wait", WAYS)
 def test_a_connection_that_died_without_a_word(wait, proxy, monkeypatch):
     """Without a `socket_timeout`, a task that gives up waiting is the only sign of it."""
-    monkeypatch.setattr(mux, "_PATIENCE", TIMEOUT)
+    monkeypatch.setattr(shared, "PATIENCE", TIMEOUT)
 
     @in_loop
     async def test():
@@ -393,7 +393,7 @@ def test_a_connection_that_died_without_a_word(wait, proxy, monkeypatch):
 
 @in_loop
 async def test_a_slow_connection_is_not_given_up_while_nobody_doubts_it(faulty, proxy, monkeypatch):
-    monkeypatch.setattr(mux, "_PATIENCE", 0)
+    monkeypatch.setattr(shared, "PATIENCE", 0)
     client = client_of(proxy.port, socket_timeout=None)
     hold = Hold()
     proxy.arm(hold)
@@ -1337,7 +1337,7 @@ async def test_map_functions_of_lost_commands(proxy, faulty, plain):
 @in_loop
 async def test_more_commands_than_may_be_in_flight(client, plain):
     """They wait for their turn, and keep their order."""
-    from autobatch.wire.mux import MAX_IN_FLIGHT
+    from autobatch.wire.shared import MAX_IN_FLIGHT
 
     count = MAX_IN_FLIGHT + 5000
     futures = [client.incr("n") for _ in range(count)]

@@ -30,6 +30,16 @@ def in_a_thread(function):
     assert not thread.is_alive()
 
 
+async def flush_that_is_held(scope, proxy):
+    """Let a thread flush; return what holds its replies, and the thread."""
+    hold = Hold()
+    proxy.arm(hold)
+    flushing = threading.Thread(target=scope.flush)
+    flushing.start()
+    await asyncio.to_thread(hold.requested.wait, PATIENCE)
+    return hold, flushing
+
+
 async def somebody_awaits(tasks):
     """So the scope sends what waits when this tick ends."""
     await tasks.echo("x")
@@ -72,13 +82,9 @@ async def test_a_thread_alternates_clients_of_one_server(server, plain):
 @in_loop
 async def test_waiting_for_what_a_thread_has_in_flight(server, client, proxy, plain):
     """Also when something else is on its way in the loop."""
-    hold = Hold()
-    proxy.arm(hold)
     async with autobatch.asyncio.Redis(port=server) as tasks, autobatch.batch() as scope:
         held = client.set("a", 1)
-        flushing = threading.Thread(target=scope.flush)
-        flushing.start()
-        await asyncio.to_thread(hold.requested.wait, PATIENCE)
+        hold, flushing = await flush_that_is_held(scope, proxy)
         other = tasks.set("b", 1)
         waiting = asyncio.create_task(scope.aflush())
         assert await other
@@ -94,13 +100,9 @@ async def test_waiting_for_what_a_thread_has_in_flight(server, client, proxy, pl
 @in_loop
 async def test_dropping_while_a_thread_waits_for_its_server(server, client, proxy, plain):
     """The loop does not wait for it."""
-    hold = Hold()
-    proxy.arm(hold)
     async with autobatch.asyncio.Redis(port=server) as tasks, autobatch.batch() as scope:
         held = client.set("a", 1)
-        flushing = threading.Thread(target=scope.flush)
-        flushing.start()
-        await asyncio.to_thread(hold.requested.wait, PATIENCE)
+        hold, flushing = await flush_that_is_held(scope, proxy)
         with pytest.raises(ZeroDivisionError), autobatch.batch(on_error="discard"):
             tasks.set("b", 1)
             raise ZeroDivisionError

@@ -38,6 +38,7 @@ ORDER = [
     "wire.tick",
     "wire.sync",
     "wire.cluster",
+    "wire.shared",
     "wire.mux",
     "wire.cluster_mux",
     "ambient",

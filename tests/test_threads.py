@@ -13,10 +13,10 @@ import pytest
 import redis
 
 import autobatch
-from autobatch.errors import NotReady, NotSent, OutcomeUnknown
+from autobatch.errors import NotReady, OutcomeUnknown
 from autobatch.testing import Cut, Hold, Swallow
 from common import PATIENCE, connect, meanwhile
-from moments import Elsewhere
+from moments import Elsewhere, assert_told_truly
 
 THREADS = 8
 
@@ -354,15 +354,7 @@ def test_a_connection_closed_by_another_thread_at_any_point(server, plain, healt
             sys.setprofile(elsewhere)
             scope.flush()
             sys.setprofile(None)
-            errors = [future.exception() for future in pushed]
-            sent = plain.lrange("a", 0, -1)
-            for count, (future, error) in enumerate(zip(pushed, errors, strict=True), 1):
-                if error is None:
-                    assert future == count
-                elif isinstance(error, NotSent):
-                    assert str(count) not in sent
-                else:
-                    assert isinstance(error, OutcomeUnknown)
+            assert_told_truly(pushed, plain)
             assert client.echo("y") == "y"
         if elsewhere.left > 0:
             break

@@ -28,6 +28,7 @@ from autobatch.promise import PENDING, Failure
 from autobatch.wire import connection as greeted
 from autobatch.wire import mux
 from autobatch.wire.cluster import NOT_HERE, Leftover, Part, Recovery, Router, Unsent
+from autobatch.wire.shared import PORTION, LoopEnds
 from autobatch.wire.tick import tick_of
 
 
@@ -375,7 +376,7 @@ class _Home:
             wire = self._wire.wire_to(node)
             link = wire.at_home().link(journey.lane % self._wire.lanes)
             whole = Part(wire, of_node, router, node, usual=usual, unsent=self._unsent)
-            for part in whole.portions(mux.PORTION):
+            for part in whole.portions(PORTION):
                 count += 1
                 journey.left += 1
                 self._flying[part] = None
@@ -431,7 +432,7 @@ class _Home:
         left: list[tuple[Entry, BaseException | None, bool]],
         wire: mux.Wire | None = None,
     ) -> None:
-        if self._loop.is_closed() or any(isinstance(cause, mux.LoopEnds) for _, cause, _ in left):
+        if self._loop.is_closed() or any(isinstance(cause, LoopEnds) for _, cause, _ in left):
             self._ended = True
         if self._ended:
             recovery = Recovery(self._router)
@@ -493,7 +494,7 @@ class _Home:
         for node, entries, ask in divided:
             wire = self._wire.wire_to(node)
             link = wire.at_home().link(0)
-            for part in Part(wire, entries, self._router, node, ask=ask).portions(mux.PORTION):
+            for part in Part(wire, entries, self._router, node, ask=ask).portions(PORTION):
                 arrival = self._loop.create_future()
                 arrivals.append(arrival)
                 sent = list(part.entries)
